@@ -1,0 +1,151 @@
+"""Every setting of a run as frozen, hashable dataclasses, checked when they are built.
+
+A :class:`Config` says what happens along *observe → initialise → optimise → finish*: how the kernel is first guessed
+(:class:`InitialiserConfig`), whether and how an untrained deep prior is fitted (:class:`FitConfig`), and how the final image
+is made (:class:`NonblindConfig`, ``final``). Methods are values of it, kept in :mod:`jaxdeblur.presets`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal, get_args
+
+from jaxdeblur.errors import InputError
+
+LossTerm = Literal["mse", "mae", "one_minus_ssim", "total_variation", "kernel_energy"]
+Final = Literal["auto", "generator", "sparse", "hyper_laplacian"]
+Update = Literal["joint", "alternating"]
+
+LOSS_TERMS: tuple[str, ...] = get_args(LossTerm)
+FINALS: tuple[str, ...] = get_args(Final)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise InputError(message)
+
+
+def check_kernel_size(size: int) -> None:
+    """Raises InputError unless ``size`` is a positive odd number of pixels, at least 3."""
+    _require(
+        size >= 3 and size % 2 == 1,
+        f"kernel size {size} cannot be used: give an odd number of pixels, 3 or more, or 'auto'",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageGeneratorConfig:
+    """The skip-connected encoder-decoder ("DIP skip net") that makes the latent image.
+
+    Attributes:
+      num_scales: how many times the resolution is halved.
+      channels: width of the downward and upward paths.
+      skip_channels: width of the skip branches.
+      latent_channels: channels of the fixed random input.
+      latent_scale: that input is uniform in [0, latent_scale].
+      non_local: dot-product non-local blocks from the third scale on, as in SelfDeblur's public code.
+      non_local_channels: inner width of those blocks.
+      negative_slope: slope of the LeakyReLUs.
+    """
+
+    num_scales: int = 5
+    channels: int = 128
+    skip_channels: int = 16
+    latent_channels: int = 8
+    latent_scale: float = 0.1
+    non_local: bool = True
+    non_local_channels: int = 64
+    negative_slope: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name in ("num_scales", "channels", "skip_channels", "latent_channels", "non_local_channels"):
+            _require(getattr(self, name) >= 1, f"image generator: {name} must be 1 or more, got {getattr(self, name)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelGeneratorConfig:
+    """The generator of the blur kernel; a softmax over all pixels keeps it non-negative and summing to one.
+
+    Attributes:
+      name: ``mlp`` (SelfDeblur's fully connected net) or ``logits`` (no net: the pre-softmax pixels are the parameters, so
+        that a known guess can be refined from where it is).
+      latent_size: length of the fixed random input of the MLP.
+      latent_scale: that input is uniform in [0, latent_scale].
+      hidden_sizes: widths of the MLP's hidden layers (ReLU6 between them).
+    """
+
+    name: Literal["mlp", "logits"] = "mlp"
+    latent_size: int = 200
+    latent_scale: float = 0.1
+    hidden_sizes: tuple[int, ...] = (1000,)
+
+    def __post_init__(self) -> None:
+        _require(self.name in ("mlp", "logits"), f"unknown kernel generator {self.name!r}: choose mlp or logits")
+        _require(self.latent_size >= 1, f"kernel generator: latent_size must be 1 or more, got {self.latent_size}")
+
+
+@dataclasses.dataclass(frozen=True)
+class LossInterval:
+    """A weighted sum of loss terms, used from step ``start`` until the next interval begins.
+
+    Attributes:
+      start: first step (0-based) of the interval.
+      terms: pairs of a term's name (one of ``LOSS_TERMS``) and its weight.
+    """
+
+    start: int
+    terms: tuple[tuple[LossTerm, float], ...]
+
+    def __post_init__(self) -> None:
+        _require(self.start >= 0, f"loss interval: start must be 0 or more, got {self.start}")
+        _require(len(self.terms) > 0, "loss interval: at least one term is needed")
+        for name, _ in self.terms:
+            _require(name in LOSS_TERMS, f"unknown loss term {name!r}: choose from {', '.join(LOSS_TERMS)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class FitConfig:
+    """Fitting an untrained deep prior to one image: networks, losses, schedules.
+
+    Attributes:
+      image_generator: see :class:`ImageGeneratorConfig`.
+      kernel_generator: see :class:`KernelGeneratorConfig`.
+      num_iterations: optimisation steps.
+      loss_intervals: the loss as a function of the step; the first starts at 0, starts increase.
+      noise_tied_tv_factor: adds ``factor · σ · TV(x)`` to every interval, σ being the estimated noise standard deviation of
+        the blurry image in [0, 1] units (SelfDeblur's paper: 0.1; its public code: 0).
+      input_noise_std: standard deviation of the Gaussian noise added to the image latent at every step.
+      image_learning_rate: Adam's, for the image generator.
+      kernel_learning_rate: Adam's, for the kernel generator.
+      decay_steps: steps at which both learning rates are multiplied by ``decay_rate``.
+      decay_rate: see above.
+      update: ``joint``, or ``alternating``: image parameters on even steps, kernel parameters on odd ones.
+      chunk_size: steps scanned inside one compiled call; the host looks in between chunks.
+    """
+
+    image_generator: ImageGeneratorConfig = ImageGeneratorConfig()
+    kernel_generator: KernelGeneratorConfig = KernelGeneratorConfig()
+    num_iterations: int = 5000
+    loss_intervals: tuple[LossInterval, ...] = (LossInterval(0, (("mse", 1.0),)),)
+    noise_tied_tv_factor: float = 0.0
+    input_noise_std: float = 0.001
+    image_learning_rate: float = 1e-2
+    kernel_learning_rate: float = 1e-4
+    decay_steps: tuple[int, ...] = (2000, 3000, 4000)
+    decay_rate: float = 0.5
+    update: Update = "joint"
+    chunk_size: int = 50
+
+    def __post_init__(self) -> None:
+        _require(self.num_iterations >= 1, f"num_iterations must be 1 or more, got {self.num_iterations}")
+        _require(self.chunk_size >= 1, f"chunk_size must be 1 or more, got {self.chunk_size}")
+        _require(self.update in get_args(Update), f"unknown update {self.update!r}: choose joint or alternating")
+        starts = [interval.start for interval in self.loss_intervals]
+        _require(
+            bool(starts) and starts[0] == 0 and all(a < b for a, b in zip(starts, starts[1:], strict=False)),
+            f"loss intervals must start at step 0 and increase, got starts {starts}",
+        )
+        _require(
+            all(a < b for a, b in zip(self.decay_steps, self.decay_steps[1:], strict=False)),
+            f"decay_steps must increase, got {self.decay_steps}",
+        )

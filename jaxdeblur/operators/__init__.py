@@ -1,0 +1,1 @@
+"""The physics: blurring with its adjoint, kernels, finite differences."""

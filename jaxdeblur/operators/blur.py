@@ -1,0 +1,80 @@
+"""Blurring by FFT on the "valid" support, and its adjoint.
+
+The forward model is ``y = k * x + n`` with true convolution: the observed image ``y [H, W]`` is the part of ``k * x`` that
+needs no pixel outside ``x [H+h-1, W+w-1]``, so no boundary condition is assumed.
+"""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+import scipy.fft
+
+
+def fast_shape(shape: tuple[int, int]) -> tuple[int, int]:
+    """The smallest FFT-friendly (5-smooth, not only powers of two) shape that holds ``shape``."""
+    height, width = shape
+    return scipy.fft.next_fast_len(height, real=True), scipy.fft.next_fast_len(width, real=True)
+
+
+def latent_shape(blurry_shape: tuple[int, int], kernel_shape: tuple[int, int]) -> tuple[int, int]:
+    """The support ``[H+h-1, W+w-1]`` of the sharp image behind a blurry one of ``[H, W]`` and a kernel of ``[h, w]``."""
+    return blurry_shape[0] + kernel_shape[0] - 1, blurry_shape[1] + kernel_shape[1] - 1
+
+
+def kernel_spectrum(kernel: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """Transform of ``kernel [..., h, w]``, its first pixel at the origin, zero-padded to ``shape``."""
+    return jnp.fft.rfft2(kernel, shape)
+
+
+def blur_valid(image: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Valid part of the true convolution ``k * x``.
+
+    Args:
+      image: ``[..., H+h-1, W+w-1]``.
+      kernel: ``[..., h, w]``; leading axes broadcast against the image's.
+
+    Returns:
+      ``[..., H, W]``.
+    """
+    (h, w), (rows, columns) = kernel.shape[-2:], image.shape[-2:]
+    chex.assert_scalar_positive(rows - h + 1)
+    chex.assert_scalar_positive(columns - w + 1)
+    # Wrap-around of a circular convolution of this size stays inside the part that is cut off.
+    shape = fast_shape((rows, columns))
+    spectrum = jnp.fft.rfft2(image, shape) * kernel_spectrum(kernel, shape)
+    return jnp.fft.irfft2(spectrum, shape)[..., h - 1 : rows, w - 1 : columns]
+
+
+def blur_valid_adjoint(blurry: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Adjoint of :func:`blur_valid` in the image: ``⟨A x, y⟩ = ⟨x, Aᵀ y⟩``.
+
+    Args:
+      blurry: ``[..., H, W]``.
+      kernel: ``[..., h, w]``.
+
+    Returns:
+      ``[..., H+h-1, W+w-1]``.
+    """
+    h, w = kernel.shape[-2:]
+    rows, columns = latent_shape(blurry.shape[-2:], (h, w))
+    shape = fast_shape((rows, columns))
+    lead = [(0, 0)] * (blurry.ndim - 2)
+    padded = jnp.pad(blurry, [*lead, (h - 1, shape[0] - rows), (w - 1, shape[1] - columns)])
+    spectrum = jnp.fft.rfft2(padded) * jnp.conj(kernel_spectrum(kernel, shape))
+    return jnp.fft.irfft2(spectrum, shape)[..., :rows, :columns]
+
+
+def crop_to_blurry(image: jax.Array, kernel_shape: tuple[int, int]) -> jax.Array:
+    """Cuts ``image [..., H+h-1, W+w-1]`` to the ``[..., H, W]`` that the blurry image shows."""
+    h, w = kernel_shape
+    rows, columns = image.shape[-2] - h + 1, image.shape[-1] - w + 1
+    return image[..., h // 2 : h // 2 + rows, w // 2 : w // 2 + columns]
+
+
+def pad_to_latent(blurry: jax.Array, kernel_shape: tuple[int, int]) -> jax.Array:
+    """Extends ``blurry [..., H, W]`` to ``[..., H+h-1, W+w-1]`` by repeating its edge: a start for solvers."""
+    h, w = kernel_shape
+    lead = [(0, 0)] * (blurry.ndim - 2)
+    return jnp.pad(blurry, [*lead, (h // 2, h - 1 - h // 2), (w // 2, w - 1 - w // 2)], mode="edge")
