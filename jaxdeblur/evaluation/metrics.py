@@ -1,0 +1,295 @@
+"""How good a restoration is: PSNR, SSIM and error ratio up to a shift, and the likeness of two kernels.
+
+Blind deblurring knows the image only up to a shift (kernel and image move in opposite directions), so every image metric
+here is taken after the best shift. The protocol is Levin et al.'s, "Understanding and evaluating blind deconvolution
+algorithms" (CVPR 2009), https://doi.org/10.1109/CVPR.2009.5206815: cut a margin off the sharp image, try every shift of the
+restored one in quarter-pixel steps by bilinear interpolation, keep the one of smallest squared error.
+
+All of it is host-side NumPy in float64: metrics are computed once per image, and sums over a million pixels that nearly
+cancel want the digits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import chex
+import numpy as np
+import numpy.typing as npt
+import scipy.fft
+import scipy.ndimage
+
+from jaxdeblur.errors import InputError
+
+_STEPS_PER_PIXEL = 4
+_SSIM_WINDOW = 11
+_SSIM_SIGMA = 1.5
+# Below this side not even a margin of a quarter on each side leaves room for one SSIM window.
+_SMALLEST_SIDE = 21
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclasses.dataclass(frozen=True)
+class AlignedMetrics:
+    """Likeness of a restored image to the sharp one at the best shift.
+
+    Attributes:
+      psnr: peak signal-to-noise ratio in dB for a peak of 1, over all channels; infinite for identical images.
+      ssim: structural similarity, the mean over channels.
+      shift: (rows, columns) in pixels such that ``restored[p + shift]`` matches ``sharp[p]``.
+      squared_error: sum of squared differences over the compared region and all channels.
+    """
+
+    psnr: float
+    ssim: float
+    shift: tuple[float, float]
+    squared_error: float
+
+
+def psnr(restored: npt.ArrayLike, sharp: npt.ArrayLike) -> float:
+    """Peak signal-to-noise ratio ``−10·log10(mean((x̂ − x)²))`` in dB of two images in [0, 1], without any alignment.
+
+    Args:
+      restored: ``[H, W]`` or ``[H, W, C]``.
+      sharp: the same shape.
+
+    Returns:
+      dB; infinity for identical images.
+
+    Raises:
+      InputError: the images differ in shape.
+    """
+    first, second = _checked_pair(restored, sharp)
+    return _psnr(float(np.sum((first - second) ** 2)), first.size)
+
+
+def ssim(restored: npt.ArrayLike, sharp: npt.ArrayLike) -> float:
+    """Mean structural similarity of two images in [0, 1], without any alignment.
+
+    Wang et al., "Image quality assessment: from error visibility to structural similarity" (2004),
+    https://doi.org/10.1109/TIP.2003.819861: 11×11 Gaussian window of σ = 1.5, only windows wholly inside the image, L = 1,
+    K = (0.01, 0.03), population statistics. Several channels: the mean of their values.
+
+    Args:
+      restored: ``[H, W]`` or ``[H, W, C]``.
+      sharp: the same shape.
+
+    Returns:
+      The similarity, at most 1.
+
+    Raises:
+      InputError: the images differ in shape or are smaller than the window.
+    """
+    first, second = _checked_pair(restored, sharp)
+    if min(first.shape[:2]) < _SSIM_WINDOW:
+        raise InputError(f"images of {_size(first)} pixels are too small for SSIM: give at least {_SSIM_WINDOW} per side")
+    return _ssim(first, second)
+
+
+def aligned_metrics(restored: npt.ArrayLike, sharp: npt.ArrayLike, *, crop: int = 15, max_shift: int = 10) -> AlignedMetrics:
+    """PSNR, SSIM and squared error at the best of all quarter-pixel shifts within ``±max_shift``.
+
+    An image interpolated bilinearly at a shift is a weighted sum of four whole-pixel shifts of it, so its squared error
+    against the sharp image is a quadratic form in the restored image's correlations with the sharp one (one FFT) and with
+    itself moved by at most one pixel (sums over a sliding window). All shifts are therefore evaluated exactly, without
+    interpolating a single image; only the best one is then interpolated.
+
+    Args:
+      restored: ``[H, W]`` or ``[H, W, C]``, in [0, 1]; compared as it is, not clipped.
+      sharp: the same shape. All channels share one shift.
+      crop: pixels cut from each side of the sharp image; at most a quarter of the shorter side is cut.
+      max_shift: largest shift tried along each axis, in pixels; at most ``crop``, so that nothing outside is needed.
+
+    Returns:
+      See :class:`AlignedMetrics`.
+
+    Raises:
+      InputError: the images differ in shape or are smaller than 21 pixels along a side.
+    """
+    first, second = _checked_pair(restored, sharp)
+    side = min(first.shape[:2])
+    if side < _SMALLEST_SIDE:
+        raise InputError(f"images of {_size(first)} pixels are too small to compare: give at least {_SMALLEST_SIDE} per side")
+    crop = min(crop, side // 4)
+    max_shift = min(max_shift, crop)
+
+    inner = second[crop : second.shape[0] - crop, crop : second.shape[1] - crop]
+    margin = crop - max_shift
+    outer = first[margin : first.shape[0] - margin, margin : first.shape[1] - margin]
+    steps = np.arange(-max_shift * _STEPS_PER_PIXEL, max_shift * _STEPS_PER_PIXEL + 1)
+    shifts = steps / _STEPS_PER_PIXEL
+    errors = _shift_errors(outer, inner, _interpolation_weights(shifts, max_shift))
+
+    # Ties up to rounding (flat images) go to the smallest shift.
+    rounding = 1e-12 * inner.size
+    distance = np.hypot(*np.meshgrid(shifts, shifts, indexing="ij"))
+    row, column = np.unravel_index(np.argmin(np.where(errors <= errors.min() + rounding, distance, np.inf)), errors.shape)
+    shift = (float(shifts[row]), float(shifts[column]))
+    aligned = _interpolate(outer, (shift[0] + max_shift, shift[1] + max_shift), inner.shape[:2])
+    squared_error = float(np.sum((aligned - inner) ** 2))
+    return AlignedMetrics(
+        psnr=_psnr(squared_error, inner.size), ssim=_ssim(aligned, inner), shift=shift, squared_error=squared_error
+    )
+
+
+def error_ratio(
+    restored: npt.ArrayLike,
+    restored_known_kernel: npt.ArrayLike,
+    sharp: npt.ArrayLike,
+    *,
+    of_squares: bool = False,
+    crop: int = 15,
+    max_shift: int = 10,
+) -> float:
+    """How much larger the error is than with the true kernel: ``‖x̂ − x‖ / ‖x̂_known − x‖``, both at their best shifts.
+
+    Args:
+      restored: the blind result, ``[H, W]`` or ``[H, W, C]``.
+      restored_known_kernel: the result of a non-blind method given the true kernel, the same shape.
+      sharp: the true image, the same shape.
+      of_squares: the ratio of sums of squares, as Levin et al. defined it, instead of the ratio of norms that SelfDeblur's
+        published figures use.
+      crop: as in :func:`aligned_metrics`.
+      max_shift: as in :func:`aligned_metrics`.
+
+    Returns:
+      The ratio, infinite where only the known-kernel result is exact, 1 where both are.
+
+    Raises:
+      InputError: as :func:`aligned_metrics`.
+    """
+    blind = aligned_metrics(restored, sharp, crop=crop, max_shift=max_shift).squared_error
+    known = aligned_metrics(restored_known_kernel, sharp, crop=crop, max_shift=max_shift).squared_error
+    if known == 0.0:
+        return 1.0 if blind == 0.0 else math.inf
+    return blind / known if of_squares else math.sqrt(blind / known)
+
+
+def kernel_similarity(kernel: npt.ArrayLike, true_kernel: npt.ArrayLike, *, either_orientation: bool = False) -> float:
+    """Largest normalised cross-correlation of two kernels over all whole-pixel shifts, 1 for equal shapes.
+
+    ``max_s Σ_p k(p)·k_true(p + s) / (‖k‖·‖k_true‖)``, Hu and Yang, "Good regions to deblur" (ECCV 2012),
+    https://doi.org/10.1007/978-3-642-33715-4_5.
+
+    Args:
+      kernel: ``[h, w]``.
+      true_kernel: ``[h', w']``; the sizes may differ.
+      either_orientation: also try ``true_kernel`` turned by 180° and keep the better. Kernels saved by programs whose
+        "convolution" is correlation are turned against true convolution, and Levin's files mix both.
+
+    Returns:
+      The similarity, in [0, 1] for non-negative kernels.
+
+    Raises:
+      InputError: one kernel is zero everywhere.
+    """
+    first, second = np.asarray(kernel, np.float64), np.asarray(true_kernel, np.float64)
+    chex.assert_rank([first, second], 2)
+    norm = float(np.linalg.norm(first) * np.linalg.norm(second))
+    if norm == 0.0:
+        raise InputError("a kernel that is zero everywhere cannot be compared: give kernels with some mass")
+    rows, columns = (a + b - 1 for a, b in zip(first.shape, second.shape, strict=True))
+    shape = (scipy.fft.next_fast_len(rows, real=True), scipy.fft.next_fast_len(columns, real=True))
+    candidates = [second, second[::-1, ::-1]] if either_orientation else [second]
+    spectrum = np.conj(scipy.fft.rfft2(first, shape))
+    return max(float(scipy.fft.irfft2(spectrum * scipy.fft.rfft2(other, shape), shape).max()) for other in candidates) / norm
+
+
+def _checked_pair(restored: npt.ArrayLike, sharp: npt.ArrayLike) -> tuple[Array, Array]:
+    first, second = np.asarray(restored, np.float64), np.asarray(sharp, np.float64)
+    chex.assert_rank([first, second], {2, 3})
+    if first.shape != second.shape:
+        raise InputError(
+            f"images of {_size(first)} and {_size(second)} pixels cannot be compared: give a reference of the same size"
+        )
+    return first, second
+
+
+def _size(image: Array) -> str:
+    return "×".join(str(side) for side in image.shape)
+
+
+def _psnr(squared_error: float, count: int) -> float:
+    return math.inf if squared_error == 0.0 else -10.0 * math.log10(squared_error / count)
+
+
+def _ssim(first: Array, second: Array) -> float:
+    offsets = np.arange(_SSIM_WINDOW) - _SSIM_WINDOW // 2
+    taps = np.exp(-0.5 * (offsets / _SSIM_SIGMA) ** 2)
+    taps /= taps.sum()
+    half = _SSIM_WINDOW // 2
+
+    def window_mean(image: Array) -> Array:
+        for axis in (0, 1):
+            image = scipy.ndimage.correlate1d(image, taps, axis=axis)
+        return image[half:-half, half:-half]
+
+    mean_1, mean_2 = window_mean(first), window_mean(second)
+    variance_1 = window_mean(first * first) - mean_1**2
+    variance_2 = window_mean(second * second) - mean_2**2
+    covariance = window_mean(first * second) - mean_1 * mean_2
+    c1, c2 = 0.01**2, 0.03**2
+    numerator = (2 * mean_1 * mean_2 + c1) * (2 * covariance + c2)
+    return float(np.mean(numerator / ((mean_1**2 + mean_2**2 + c1) * (variance_1 + variance_2 + c2))))
+
+
+def _interpolation_weights(shifts: Array, max_shift: int) -> Array:
+    """Row i: the weights by which linear interpolation at ``shifts[i]`` sums the whole-pixel shifts −M … M."""
+    whole = np.arange(-max_shift, max_shift + 1)
+    return np.maximum(0.0, 1.0 - np.abs(shifts[:, None] - whole[None, :]))
+
+
+def _shift_errors(outer: Array, inner: Array, weights: Array) -> Array:
+    """Squared error of ``outer`` interpolated at every pair of shifts, against ``inner``.
+
+    Args:
+      outer: restored image with ``2M`` more rows and columns than ``inner``.
+      inner: cropped sharp image.
+      weights: ``[S, 2M+1]`` of :func:`_interpolation_weights`.
+
+    Returns:
+      ``[S, S]`` for row × column shifts.
+    """
+    # Weights sum to one, so a common constant drops out; without it less is lost to cancellation.
+    constant = inner.mean()
+    outer, inner = outer - constant, inner - constant
+    (rows, columns), count = inner.shape[:2], weights.shape[1]
+
+    # correlation[a, b] = Σ_p inner[p] · outer[p + (a, b)]; wrap-around does not reach these (2M+1)² values.
+    shape = (scipy.fft.next_fast_len(outer.shape[0], real=True), scipy.fft.next_fast_len(outer.shape[1], real=True))
+    spectrum = np.conj(scipy.fft.rfft2(inner, shape, axes=(0, 1))) * scipy.fft.rfft2(outer, shape, axes=(0, 1))
+    spectrum = spectrum.reshape(*spectrum.shape[:2], -1).sum(-1)
+    correlation = scipy.fft.irfft2(spectrum, shape)[:count, :count]
+
+    def window_sums(product: Array) -> Array:
+        """Sums of ``product`` over every placement of a rows × columns window inside it."""
+        product = product.reshape(*product.shape[:2], -1).sum(-1)
+        total = np.cumsum(np.pad(product, ((1, 0), (0, 0))), axis=0)
+        total = np.cumsum(np.pad(total[rows:] - total[:-rows], ((0, 0), (1, 0))), axis=1)
+        return total[:, columns:] - total[:, :-columns]
+
+    # The four whole-pixel shifts behind one interpolation differ by at most one pixel along each axis.
+    same = window_sums(outer * outer)
+    down = window_sums(outer[:-1] * outer[1:])
+    right = window_sums(outer[:, :-1] * outer[:, 1:])
+    diagonals = window_sums(outer[:-1, :-1] * outer[1:, 1:] + outer[:-1, 1:] * outer[1:, :-1])
+    squares, neighbours = weights**2, weights[:, :-1] * weights[:, 1:]
+    energy = squares @ same @ squares.T + 2 * (
+        neighbours @ down @ squares.T + squares @ right @ neighbours.T + neighbours @ diagonals @ neighbours.T
+    )
+    return energy - 2 * weights @ correlation @ weights.T + np.sum(inner**2)
+
+
+def _interpolate(image: Array, origin: tuple[float, float], shape: tuple[int, ...]) -> Array:
+    """Bilinear samples of ``image`` at ``origin + (i, j)`` for ``(i, j)`` in ``shape``; all must lie inside the image."""
+    for axis, (start, length) in enumerate(zip(origin, shape, strict=True)):
+        whole = math.floor(start)
+        fraction = start - whole
+        moved = image.take(np.arange(whole, whole + length), axis=axis)
+        if fraction > 0.0:
+            following = image.take(np.arange(whole + 1, whole + 1 + length), axis=axis)
+            moved = (1.0 - fraction) * moved + fraction * following
+        image = moved
+    return image
