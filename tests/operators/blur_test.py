@@ -1,0 +1,99 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.signal
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxdeblur.operators import blur
+
+SIDES = st.tuples(st.integers(1, 24), st.integers(1, 24))
+KERNELS = st.tuples(st.integers(1, 9), st.integers(1, 9))
+
+
+def normal(seed, shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+@settings(max_examples=8, deadline=None)
+@given(SIDES, KERNELS, st.integers(0, 2**16))
+def test_adjointness(blurry_shape, kernel_shape, seed):
+    image = normal(seed, blur.latent_shape(blurry_shape, kernel_shape))
+    kernel, blurry = normal(seed + 1, kernel_shape), normal(seed + 2, blurry_shape)
+    forward = blur.blur_valid(image, kernel)
+    assert forward.shape == blurry_shape
+    backward = blur.blur_valid_adjoint(blurry, kernel)
+    assert backward.shape == image.shape
+    scale = float(jnp.linalg.norm(forward) * jnp.linalg.norm(blurry)) + 1e-3
+    np.testing.assert_allclose(jnp.vdot(forward, blurry) / scale, jnp.vdot(image, backward) / scale, atol=1e-4)
+
+
+@settings(max_examples=8, deadline=None)
+@given(SIDES, KERNELS, st.integers(0, 2**16))
+def test_equals_scipy_on_the_valid_support(blurry_shape, kernel_shape, seed):
+    image = normal(seed, blur.latent_shape(blurry_shape, kernel_shape))
+    kernel = normal(seed + 1, kernel_shape)
+    expected = scipy.signal.convolve2d(np.asarray(image, np.float64), np.asarray(kernel, np.float64), mode="valid")
+    np.testing.assert_allclose(blur.blur_valid(image, kernel), expected, atol=1e-4)
+
+
+@settings(max_examples=8, deadline=None)
+@given(SIDES, KERNELS)
+def test_padding_and_cropping_are_each_others_undoing(blurry_shape, kernel_shape):
+    blurry = normal(0, blurry_shape)
+    padded = blur.pad_to_latent(blurry, kernel_shape)
+    assert padded.shape == blur.latent_shape(blurry_shape, kernel_shape)
+    chex.assert_trees_all_equal(blur.crop_to_blurry(padded, kernel_shape), blurry)
+
+
+def test_centred_delta_leaves_the_visible_image():
+    image = normal(1, (20, 23))
+    delta = jnp.zeros((5, 7)).at[2, 3].set(1.0)
+    np.testing.assert_allclose(blur.blur_valid(image, delta), blur.crop_to_blurry(image, (5, 7)), atol=1e-5)
+
+
+def test_leading_axes_broadcast():
+    images, kernels = normal(2, (3, 1, 20, 21)), normal(3, (2, 5, 4))
+    together = blur.blur_valid(images, kernels)
+    assert together.shape == (3, 2, 16, 18)
+    for i in range(3):
+        for j in range(2):
+            np.testing.assert_allclose(together[i, j], blur.blur_valid(images[i, 0], kernels[j]), atol=1e-5)
+
+
+def test_gradients_are_the_adjoints():
+    image, kernel, blurry = normal(4, (20, 19)), normal(5, (5, 6)), normal(6, (16, 14))
+    inner_product = lambda x, k: jnp.vdot(blur.blur_valid(x, k), blurry)  # noqa: E731
+    by_image, by_kernel = jax.grad(inner_product, argnums=(0, 1))(image, kernel)
+    np.testing.assert_allclose(by_image, blur.blur_valid_adjoint(blurry, kernel), atol=1e-4)
+    expected = scipy.signal.correlate2d(np.asarray(image), np.asarray(blurry), mode="valid")[::-1, ::-1]
+    np.testing.assert_allclose(by_kernel, expected, atol=1e-3)
+
+
+def test_fast_shape_is_five_smooth_and_holds_the_shape():
+    for side in (17, 271, 521, 1033):
+        fast = blur.fast_shape((side, side))[0]
+        assert fast >= side
+        rest = fast
+        for prime in (2, 3, 5):
+            while rest % prime == 0:
+                rest //= prime
+        assert rest == 1
+
+
+def test_kernel_larger_than_the_image_is_refused():
+    with pytest.raises(AssertionError):
+        blur.blur_valid(normal(7, (4, 9)), normal(8, (5, 5)))
+
+
+class CompiledOrNot(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True)
+    def test_forward_and_adjoint(self):
+        image, kernel = normal(9, (30, 31)), normal(10, (7, 4))
+        blurry = self.variant(blur.blur_valid)(image, kernel)
+        expected = scipy.signal.convolve2d(image, kernel, mode="valid")
+        np.testing.assert_allclose(blurry, expected, atol=1e-4)
+        back = self.variant(blur.blur_valid_adjoint)(blurry, kernel)
+        np.testing.assert_allclose(back, scipy.signal.correlate2d(blurry, kernel, mode="full"), atol=1e-3)
