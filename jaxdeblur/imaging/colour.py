@@ -1,0 +1,40 @@
+"""Luma and chroma: full-range YCbCr with the weights of ITU-R BT.601 (0.299, 0.587, 0.114), as JPEG uses it.
+
+The functions take NumPy and JAX arrays alike and are made of element-wise arithmetic, so that no accelerator lowers their
+precision as it may for a matrix product.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import jax
+import numpy as np
+
+Array = TypeVar("Array", jax.Array, np.ndarray)
+
+_RED, _GREEN, _BLUE = 0.299, 0.587, 0.114
+# Chroma is (blue − luma) and (red − luma), scaled to the width of [−0.5, 0.5].
+_CB_SCALE = 2 * (1 - _BLUE)
+_CR_SCALE = 2 * (1 - _RED)
+
+
+def luma(rgb: Array) -> Array:
+    """Brightness ``Y = 0.299 R + 0.587 G + 0.114 B`` of ``rgb [..., 3]``, as ``[...]``."""
+    return _RED * rgb[..., 0] + _GREEN * rgb[..., 1] + _BLUE * rgb[..., 2]
+
+
+def rgb_to_ycbcr(rgb: Array) -> Array:
+    """Full-range YCbCr of ``rgb [..., 3]`` in [0, 1]: Y in [0, 1], Cb and Cr in [0, 1] with 0.5 for grey."""
+    y = luma(rgb)
+    channels = [y, (rgb[..., 2] - y) / _CB_SCALE + 0.5, (rgb[..., 0] - y) / _CR_SCALE + 0.5]
+    return rgb.__array_namespace__().stack(channels, axis=-1)
+
+
+def ycbcr_to_rgb(ycbcr: Array) -> Array:
+    """Inverse of :func:`rgb_to_ycbcr`. Values outside [0, 1] are kept: the caller clips."""
+    y, cb, cr = (ycbcr[..., channel] for channel in range(3))
+    red = y + _CR_SCALE * (cr - 0.5)
+    blue = y + _CB_SCALE * (cb - 0.5)
+    green = (y - _RED * red - _BLUE * blue) / _GREEN
+    return ycbcr.__array_namespace__().stack([red, green, blue], axis=-1)

@@ -1,0 +1,65 @@
+"""One small picture that tells how a run went: before, after and kernel side by side."""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from jaxdeblur.imaging.kernel_files import kernel_levels
+
+_MAX_PANEL = 1024  # longest side of the before and after panels
+_KERNEL_PANEL = 256  # the kernel is enlarged by a whole factor to about this, or to the picture's height where that is less
+_GAP = 8
+_LABEL_HEIGHT = 24
+_FONT_SIZE = 14
+_PAPER = (255, 255, 255)
+_INK = (40, 40, 40)
+
+
+def compose_preview(blurry: np.ndarray, restored: np.ndarray, kernel: np.ndarray) -> Image.Image:
+    """Before, after and kernel side by side under small labels.
+
+    Args:
+      blurry: ``[H, W]`` or ``[H, W, 3]`` in [0, 1].
+      restored: as ``blurry``.
+      kernel: ``[h, w]``, non-negative; shown scaled to its maximum.
+    """
+    before, after = _panel(blurry), _panel(restored)
+    panels = [
+        ("before", before),
+        ("after", after),
+        ("kernel {1}×{0}".format(*kernel.shape), _kernel_panel(kernel, before.height)),
+    ]
+    font = ImageFont.load_default(size=_FONT_SIZE)
+    widths = [max(panel.width, int(font.getlength(label)) + 1) for label, panel in panels]
+    height = max(panel.height for _, panel in panels)
+    sheet = Image.new("RGB", (sum(widths) + _GAP * (len(panels) + 1), height + _LABEL_HEIGHT + _GAP), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    left = _GAP
+    for (label, panel), width in zip(panels, widths, strict=True):
+        draw.text((left, _LABEL_HEIGHT // 2), label, fill=_INK, font=font, anchor="lm")
+        sheet.paste(panel, (left, _LABEL_HEIGHT))
+        left += width + _GAP
+    return sheet
+
+
+def write_preview(path: pathlib.Path, blurry: np.ndarray, restored: np.ndarray, kernel: np.ndarray, icc: bytes = b"") -> None:
+    """Writes :func:`compose_preview` as a PNG, with the ICC profile of a colour picture so that its colours look right."""
+    profile = icc if icc and blurry.ndim == 3 else None
+    compose_preview(blurry, restored, kernel).save(path, format="PNG", icc_profile=profile)
+
+
+def _panel(pixels: np.ndarray) -> Image.Image:
+    image = Image.fromarray(np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)).convert("RGB")
+    image.thumbnail((_MAX_PANEL, _MAX_PANEL), Image.Resampling.LANCZOS)
+    return image
+
+
+def _kernel_panel(kernel: np.ndarray, height: int) -> Image.Image:
+    factor = max(1, min(_KERNEL_PANEL, height) // max(kernel.shape))
+    levels = np.kron(kernel_levels(kernel), np.ones((factor, factor), np.uint8))
+    image = Image.fromarray(levels).convert("RGB")
+    image.thumbnail((_MAX_PANEL, _MAX_PANEL), Image.Resampling.NEAREST)
+    return image

@@ -1,0 +1,253 @@
+"""Reading a picture without losing bit depth, transparency, orientation or metadata unsaid.
+
+8-bit pictures go through Pillow. TIFFs of 16 bits or floats go through tifffile, because Pillow cuts 16-bit colour to 8 bits
+without a word; for the same reason 16-bit colour PNGs are refused.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import warnings
+
+import numpy as np
+import tifffile
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from jaxdeblur.errors import InputError
+from jaxdeblur.imaging import metadata
+from jaxdeblur.imaging.picture import Picture, to_pixels
+
+READABLE = "PNG, JPEG, TIFF, WebP or BMP"
+# MPO is what phones call a JPEG that carries further pictures behind the main one. Other formats that Pillow knows are left
+# out because some of them would lose bit depth unnoticed.
+_PILLOW_FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "WEBP", "BMP")
+_SUFFIXES = {"PNG": (".png",), "TIFF": (".tif", ".tiff"), "WEBP": (".webp",), "BMP": (".bmp",)}
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_GREY = 0
+_TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_TIFF_PHOTOMETRICS = {0: "white is zero", 1: "grey", 2: "RGB"}
+# A float picture whose brightest value is below this is in another unit, not merely dark.
+_DARKEST_WHITE = 0.05
+
+
+def read_picture(path: pathlib.Path) -> Picture:
+    """Reads a PNG, JPEG, TIFF, WebP or BMP of 8 bits, a grey PNG or any TIFF of 16 bits, or a float TIFF.
+
+    Float values in [0, 1] are taken as they are; others are scaled by their extremes, and back again when written.
+
+    Raises:
+      InputError: the file is missing, empty, damaged, not a picture, or could not be written back without loss.
+    """
+    head = _read_head(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # large pictures and odd EXIF blocks are welcome
+            if head[:4] in _TIFF_SIGNATURES and (picture := _read_deep_tiff(path)) is not None:
+                return picture
+            return _read_with_pillow(path, head)
+    except InputError:
+        raise
+    except UnidentifiedImageError:
+        raise InputError(f"{path}: not a picture that can be read; give a {READABLE} file") from None
+    except Image.DecompressionBombError:
+        raise InputError(f"{path}: more pixels than can be handled; crop or shrink it first") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders fail in many ways, all meaning the same to the user
+        raise InputError(f"{path}: damaged or cut short ({_one_line(error)}); fetch or export it again") from None
+
+
+def _read_head(path: pathlib.Path) -> bytes:
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder where a picture file is needed")
+    try:
+        with path.open("rb") as file:
+            head = file.read(32)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; check the path") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be opened ({error.strerror}); check its permissions") from None
+    if not head:
+        raise InputError(f"{path}: the file is empty; fetch or export it again")
+    return head
+
+
+def _read_with_pillow(path: pathlib.Path, head: bytes) -> Picture:
+    deep = head[:8] == _PNG_SIGNATURE and head[12:16] == b"IHDR" and head[24] == 16
+    if deep and head[25] != _PNG_GREY:
+        raise _deep_png_error(path)
+    with Image.open(path, formats=_PILLOW_FORMATS) as image:
+        _require_single_frame(path, image)
+        source_format = image.format or ""
+        image.load()
+        if deep and "transparency" in image.info:
+            raise _deep_png_error(path)
+        exif = image.getexif()
+        icc = image.info.get("icc_profile") or b""
+        if deep:
+            samples = metadata.turn_upright(np.asarray(image).astype(np.uint16), metadata.orientation_of(exif))
+        else:
+            samples = np.asarray(_plain_mode(path, ImageOps.exif_transpose(image)))
+    samples, alpha = _split_alpha(samples)
+    white = float(np.iinfo(samples.dtype).max)
+    width, height = samples.shape[1], samples.shape[0]
+    block, notes = _carry(exif, (width, height))
+    target = source_format if source_format in _SUFFIXES else "PNG"
+    if target == "BMP" and alpha is not None:
+        target = "PNG"  # few programs read transparency in a BMP
+    return Picture(
+        pixels=to_pixels(samples, 0.0, white),
+        alpha=alpha,
+        associated_alpha=False,
+        dtype=samples.dtype,
+        black=0.0,
+        white=white,
+        format=target,
+        suffix=_suffix(path, target),
+        exif=block,
+        icc=icc,
+        notes=notes,
+    )
+
+
+def _deep_png_error(path: pathlib.Path) -> InputError:
+    return InputError(
+        f"{path}: a 16-bit PNG with colour or transparency would be cut to 8 bits; convert it to a 16-bit TIFF or an 8-bit PNG"
+    )
+
+
+def _require_single_frame(path: pathlib.Path, image: Image.Image) -> None:
+    if image.format != "MPO" and getattr(image, "is_animated", False) and not _is_tiff_with_previews(path, image):
+        frames = getattr(image, "n_frames", 1)
+        raise InputError(f"{path}: holds {frames} pictures; extract the one to deblur into a file of its own")
+
+
+def _is_tiff_with_previews(path: pathlib.Path, image: Image.Image) -> bool:
+    if image.format != "TIFF":
+        return False
+    with tifffile.TiffFile(path) as tiff:
+        return _full_pages(tiff) == 1
+
+
+def _full_pages(tiff: tifffile.TiffFile) -> int:
+    """How many pages are pictures in their own right, not reduced copies of another."""
+    return sum(not page.keyframe.is_reduced for page in tiff.pages)
+
+
+def _plain_mode(path: pathlib.Path, image: Image.Image) -> Image.Image:
+    """``image`` as 8-bit L, LA, RGB or RGBA."""
+    if image.mode in ("RGBa", "PA", "La"):
+        return image.convert("RGBA")
+    if image.mode == "P":
+        return image.convert("RGBA" if image.has_transparency_data else "RGB")
+    if image.mode in ("1", "L"):
+        return image.convert("LA" if image.has_transparency_data else "L")
+    if image.mode == "RGB":
+        return image.convert("RGBA") if image.has_transparency_data else image
+    if image.mode in ("LA", "RGBA"):
+        return image
+    raise InputError(f"{path}: colours are stored as {image.mode}, which is not supported; convert it to RGB or grey")
+
+
+def _read_deep_tiff(path: pathlib.Path) -> Picture | None:
+    """Reads a TIFF of 16-bit or float samples; None if it is of 8 bits or fewer, which Pillow reads."""
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages.first
+        kind = np.dtype(page.dtype).kind if page.dtype is not None else ""
+        if kind in "ub" and page.bitspersample <= 8:
+            return None
+        if _full_pages(tiff) > 1:
+            raise InputError(f"{path}: holds {_full_pages(tiff)} pages; extract the one to deblur into a file of its own")
+        if not (kind == "f" or (kind == "u" and page.bitspersample == 16)):
+            raise InputError(
+                f"{path}: {page.bitspersample}-bit samples are not supported; convert it to 8 or 16 bits, or float"
+            )
+        if page.photometric not in _TIFF_PHOTOMETRICS:
+            raise InputError(f"{path}: colours of kind {page.photometric} are not supported; convert it to RGB or grey")
+        try:
+            samples = page.asarray()
+        except ValueError as error:
+            if "imagecodecs" not in str(error):
+                raise
+            compression = getattr(page.compression, "name", page.compression)
+            raise InputError(
+                f"{path}: {compression} compression is not supported at this bit depth; "
+                "save it with deflate or no compression, or run pip install imagecodecs"
+            ) from None
+        axes, extras, inverted = page.axes, page.extrasamples, page.photometric == 0
+        icc = bytes(page.iccprofile or b"")
+        exif = _tiff_exif(path, page.offset)
+    if axes == "SYX":
+        samples, axes = np.moveaxis(samples, 0, -1), "YXS"
+    colours = 1 if axes == "YX" else samples.shape[-1] - len(extras)
+    if axes not in ("YX", "YXS") or colours not in (1, 3) or len(extras) > 1:
+        raise InputError(f"{path}: a TIFF of shape {samples.shape} is not a grey or RGB picture; convert it to one")
+    if samples.dtype.kind == "f" and not np.isfinite(samples).all():
+        bad = int(samples.size - np.isfinite(samples).sum())
+        raise InputError(f"{path}: {bad} samples are NaN or infinite; replace them before deblurring")
+    samples = metadata.turn_upright(samples, metadata.orientation_of(exif))
+    samples, alpha = _split_alpha(samples)
+    if samples.dtype.kind == "f":
+        black, white = _float_range(samples)
+    else:
+        black, white = 0.0, float(np.iinfo(samples.dtype).max)
+    if inverted:
+        samples = (white + black - samples).astype(samples.dtype)
+    width, height = samples.shape[1], samples.shape[0]
+    block, notes = _carry(exif, (width, height))
+    return Picture(
+        pixels=to_pixels(samples, black, white),
+        alpha=alpha,
+        associated_alpha=bool(extras) and int(extras[0]) == 1,
+        dtype=samples.dtype.newbyteorder("="),
+        black=black,
+        white=white,
+        format="TIFF",
+        suffix=_suffix(path, "TIFF"),
+        exif=block,
+        icc=icc,
+        notes=notes,
+    )
+
+
+def _tiff_exif(path: pathlib.Path, offset: int) -> Image.Exif:
+    # Pillow cannot open every float TIFF, but its EXIF reader can be pointed at the first directory.
+    exif = Image.Exif()
+    with path.open("rb") as file:
+        exif.load_from_fp(file, offset)
+        for directory in (metadata.EXIF, metadata.GPS):
+            exif.get_ifd(directory)  # read while the file is open
+    return exif
+
+
+def _float_range(samples: np.ndarray) -> tuple[float, float]:
+    low, high = float(samples.min()), float(samples.max())
+    black = min(low, 0.0)
+    white = high if high > 1 or black < high < _DARKEST_WHITE else 1.0
+    return black, white
+
+
+def _split_alpha(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """``samples [H, W]`` or ``[H, W, 1 to 4]`` as (``[H, W]`` or ``[H, W, 3]``, alpha ``[H, W]`` or None)."""
+    if samples.ndim == 2:
+        return samples, None
+    channels = samples.shape[-1]
+    colours = samples[..., :3] if channels >= 3 else samples[..., 0]
+    return colours, samples[..., -1] if channels in (2, 4) else None
+
+
+def _carry(exif: Image.Exif, size: tuple[int, int]) -> tuple[bytes, tuple[str, ...]]:
+    try:
+        return metadata.carried_exif(exif, size), ()
+    except Exception as error:  # a malformed block must not stand between the user and the picture
+        return b"", (f"the EXIF block is malformed and was not carried over ({_one_line(error)})",)
+
+
+def _suffix(path: pathlib.Path, target: str) -> str:
+    own = path.suffix.lower()
+    return own if own in _SUFFIXES[target] else _SUFFIXES[target][0]
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text[:120] if text else type(error).__name__

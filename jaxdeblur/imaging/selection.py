@@ -1,0 +1,165 @@
+"""Which files a command line means, and what their results are called."""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable, Iterable
+
+from jaxdeblur.errors import InputError
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff", ".webp", ".bmp")
+_RESULT_ENDINGS = ("_deblurred", "_kernel", "_preview")
+
+
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+    """Where the results of one picture go.
+
+    Attributes:
+      folder: the output folder.
+      stem: what every name begins with.
+    """
+
+    folder: pathlib.Path
+    stem: str
+
+    def deblurred(self, suffix: str) -> pathlib.Path:
+        """The sharp picture, ``suffix`` being its format's ending."""
+        return self.folder / f"{self.stem}_deblurred{suffix}"
+
+    @property
+    def kernel_picture(self) -> pathlib.Path:
+        return self.folder / f"{self.stem}_kernel.png"
+
+    @property
+    def kernel_array(self) -> pathlib.Path:
+        return self.folder / f"{self.stem}_kernel.npy"
+
+    @property
+    def report(self) -> pathlib.Path:
+        return self.folder / f"{self.stem}_report.json"
+
+    @property
+    def preview(self) -> pathlib.Path:
+        return self.folder / f"{self.stem}_preview.png"
+
+    def all(self, suffix: str) -> list[pathlib.Path]:
+        """All five, the report last, so that a report says that the rest is there."""
+        return [self.deblurred(suffix), self.kernel_picture, self.kernel_array, self.preview, self.report]
+
+
+def find_pictures(pattern: str, log: Callable[[str], None]) -> list[pathlib.Path]:
+    """The files that ``pattern`` means: a file, a folder, a glob (``**`` included), or several of these by comma.
+
+    A folder stands for its pictures, less the results of earlier runs; it is not searched deeper. A plain name that does
+    not exist is kept, so that it fails by itself while the others go on.
+
+    Args:
+      pattern: what the user gave.
+      log: told, in a line each, what was passed over.
+
+    Raises:
+      InputError: a folder or a glob holds no picture, or nothing is named at all.
+    """
+    names = [pattern] if os.path.exists(pattern) else [name.strip() for name in pattern.split(",")]
+    found: dict[pathlib.Path, pathlib.Path] = {}
+    for name in filter(None, names):
+        path = pathlib.Path(name).expanduser()
+        if path.is_dir():
+            matches = _pictures_in(path, log)
+            if not matches:
+                raise InputError(f"--image={name}: the folder holds no picture to deblur ({', '.join(PICTURE_SUFFIXES)})")
+        elif not path.exists() and glob.has_magic(name):
+            matches = sorted(pathlib.Path(match) for match in glob.glob(str(path), recursive=True))
+            matches = [match for match in matches if match.is_file() and not _is_result(match)]
+            if not matches:
+                raise InputError(f"--image={name}: no picture matches; check the pattern, and quote it against the shell")
+        else:
+            matches = [path]
+        for match in matches:
+            found.setdefault(match.resolve(), match)
+    if not found:
+        raise InputError("--image names nothing; give a file, a folder or a glob")
+    return list(found.values())
+
+
+def assign_outputs(pictures: Iterable[pathlib.Path], output_dir: str | None) -> list[Outputs | InputError]:
+    """Where each picture's results go: ``output_dir``, or a folder ``deblurred`` beside the picture.
+
+    Pictures of one name and different formats (``a.jpg`` and ``a.png``) keep the format in their results' names
+    (``a_jpg_deblurred.png``). Where that does not tell them apart, all but the first get an error.
+
+    Returns:
+      For each picture its outputs, or the reason why it has none.
+    """
+    pictures = list(pictures)
+    folders = [pathlib.Path(output_dir).expanduser() if output_dir else picture.parent / "deblurred" for picture in pictures]
+    names = [picture.stem for picture in pictures]
+    # Compared without case: a file system may not tell A from a.
+    claims = [(folder.resolve(), name.casefold()) for folder, name in zip(folders, names, strict=True)]
+    taken: dict[tuple[pathlib.Path, str], pathlib.Path] = {}
+    assigned: list[Outputs | InputError] = []
+    for picture, folder, name, claim in zip(pictures, folders, names, claims, strict=True):
+        stem = f"{name}_{picture.suffix[1:].lower()}" if claims.count(claim) > 1 and picture.suffix else name
+        holder = taken.setdefault((claim[0], stem.casefold()), picture)
+        if holder is picture:
+            assigned.append(Outputs(folder, stem))
+        else:
+            assigned.append(
+                InputError(f"{picture}: its results would overwrite those of {holder}; run it with another --output_dir")
+            )
+    return assigned
+
+
+def prepare_folder(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Makes ``folder`` and tries whether it can be written to.
+
+    Returns:
+      The folders that had to be made, deepest first, for :func:`remove_if_empty`.
+
+    Raises:
+      InputError: it cannot be made or written to.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        remove_if_empty(missing)
+        raise InputError(f"{folder}: cannot write to this folder ({error.strerror}); give another --output_dir") from None
+    return missing
+
+
+def remove_if_empty(folders: Iterable[pathlib.Path]) -> None:
+    """Removes those of ``folders`` that exist and hold nothing."""
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:
+            continue
+
+
+def _pictures_in(folder: pathlib.Path, log: Callable[[str], None]) -> list[pathlib.Path]:
+    try:
+        files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be listed ({error.strerror}); check its permissions") from None
+    pictures = [path for path in files if path.suffix.lower() in PICTURE_SUFFIXES]
+    results = [path for path in pictures if _is_result(path)]
+    for count, what in ((len(files) - len(pictures), "not pictures"), (len(results), "results of earlier runs")):
+        if count:
+            log(f"{folder}: passing over {count} {'file' if count == 1 else 'files'}: {what}")
+    return [path for path in pictures if path not in results]
+
+
+def _is_result(path: pathlib.Path) -> bool:
+    """Whether a report of ours lies beside ``path`` that says that it is one of our results."""
+    return any(
+        path.stem.endswith(ending) and path.with_name(f"{path.stem.removesuffix(ending)}_report.json").exists()
+        for ending in _RESULT_ENDINGS
+    )

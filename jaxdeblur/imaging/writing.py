@@ -1,0 +1,73 @@
+"""Writing results: whole files or none."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import tifffile
+from PIL import Image
+
+from jaxdeblur.imaging import metadata
+from jaxdeblur.imaging.picture import Picture
+
+
+@contextlib.contextmanager
+def staged(paths: Sequence[pathlib.Path]) -> Iterator[list[pathlib.Path]]:
+    """Lends temporary names beside ``paths``; on leaving, renames them into place, or removes them if anything failed.
+
+    A reader of ``paths`` never sees half a file, and a failure in the last one leaves none of the others behind.
+
+    Yields:
+      One temporary path for each of ``paths``, in the same folder.
+    """
+    temporaries = [path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}") for path in paths]
+    try:
+        yield temporaries
+        for temporary, path in zip(temporaries, paths, strict=True):
+            temporary.replace(path)
+    finally:
+        for temporary in temporaries:
+            temporary.unlink(missing_ok=True)
+
+
+def write_picture(path: pathlib.Path, picture: Picture, restored: np.ndarray) -> None:
+    """Writes ``restored``, shaped as ``picture.pixels`` and in [0, 1], in the picture's format, depth and range.
+
+    Transparency, EXIF and ICC profile are the picture's own.
+    """
+    samples = picture.to_samples(restored)
+    if picture.alpha is not None:
+        samples = np.dstack([samples, picture.alpha])
+    if picture.format == "TIFF":
+        _write_tiff(path, picture, samples)
+        return
+    image = Image.fromarray(samples)
+    if picture.format == "BMP":
+        image.save(path, format="BMP")
+        return
+    lossless = {"lossless": True, "exact": True} if picture.format == "WEBP" else {}
+    image.save(path, format=picture.format, exif=picture.exif, icc_profile=picture.icc or None, **lossless)
+
+
+def _write_tiff(path: pathlib.Path, picture: Picture, samples: np.ndarray) -> None:
+    alpha_kind = "assocalpha" if picture.associated_alpha else "unassalpha"
+    tifffile.imwrite(
+        path,
+        samples,
+        byteorder="<",
+        photometric="rgb" if picture.pixels.ndim == 3 else "minisblack",
+        planarconfig="contig",
+        extrasamples=[alpha_kind] if picture.alpha is not None else None,
+        compression="zlib",
+        metadata=None,  # no description of our own
+        software=False,
+        iccprofile=picture.icc or None,
+        extratags=metadata.tiff_tags(picture.exif) if picture.exif else (),
+        **(metadata.tiff_resolution(picture.exif) if picture.exif else {}),
+    )
+    if picture.exif:
+        metadata.append_tiff_directories(path, picture.exif)

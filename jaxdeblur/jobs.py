@@ -1,0 +1,202 @@
+"""One picture of a command line, from its file to its results.
+
+Everything that can be checked cheaply is checked before jax is imported, so that a mistyped name is reported at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import pathlib
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxdeblur.config import Config
+from jaxdeblur.errors import InputError
+from jaxdeblur.imaging.colour import luma
+from jaxdeblur.imaging.kernel_files import require_kernel_fits, write_kernel_array, write_kernel_picture
+from jaxdeblur.imaging.picture import Picture
+from jaxdeblur.imaging.preview import write_preview
+from jaxdeblur.imaging.reading import read_picture
+from jaxdeblur.imaging.selection import Outputs, prepare_folder, remove_if_empty
+from jaxdeblur.imaging.writing import staged, write_picture
+from jaxdeblur.progress import show_progress
+from jaxdeblur.report import write_report
+from jaxdeblur.version import __version__
+
+if TYPE_CHECKING:
+    from jaxdeblur.deblur import Result
+
+SMALLEST_SIDE = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What all pictures of a command line share.
+
+    Attributes:
+      config: the resolved configuration.
+      seed: of the random key; every picture gets the same one, so that a result does not depend on the others.
+      kernel: a known kernel ``[h, w]``, or None.
+      reference: the sharp picture, or None.
+      overwrite: whether results that exist are replaced.
+      cache_dir: folder of compiled programs, ``off``, or None for the default.
+    """
+
+    config: Config
+    seed: int
+    kernel: np.ndarray | None
+    reference: Picture | None
+    overwrite: bool
+    cache_dir: str | None
+
+
+def run_job(path: pathlib.Path, outputs: Outputs, settings: Settings, log: Callable[[str], None]) -> None:
+    """Deblurs the picture at ``path`` and writes its results, all of them or none.
+
+    Raises:
+      InputError: the picture, or something else that the user gave, cannot be used.
+    """
+    picture = read_picture(path)
+    _check(path, picture, outputs, settings)
+    made = prepare_folder(outputs.folder)
+    try:
+        began = time.perf_counter()
+        result = _deblur(path, picture, settings)
+        seconds = time.perf_counter() - began
+        metrics = _metrics(picture, result, settings.reference)
+        final_paths = outputs.all(picture.suffix)
+        _write(path, picture, final_paths, settings, result, metrics, seconds)
+    finally:
+        remove_if_empty(made)  # after a success they are not empty
+    size = f"{result.kernel.shape[1]}×{result.kernel.shape[0]}"
+    log(f"{path} -> {final_paths[0]} (kernel {size}, final image: {result.chosen}, {seconds:.1f} s)")
+    if metrics is not None:
+        before, after = metrics["input"], metrics["output"]
+        log(f"{path}: PSNR {before['psnr']:.2f} -> {after['psnr']:.2f} dB, SSIM {before['ssim']:.4f} -> {after['ssim']:.4f}")
+    for warning in (*picture.notes, *result.warnings):
+        log(f"{path}: note: {warning}")
+
+
+def _check(path: pathlib.Path, picture: Picture, outputs: Outputs, settings: Settings) -> None:
+    width, height = picture.size
+    if min(width, height) < SMALLEST_SIDE:
+        raise InputError(f"{path}: {width}×{height} pixels are too few to deblur; give {SMALLEST_SIDE} or more a side")
+    if settings.kernel is not None:
+        require_kernel_fits(settings.kernel.shape, (height, width), str(path))
+    elif (side := settings.config.kernel_size) is not None:
+        require_kernel_fits((side, side), (height, width), str(path))
+    if settings.reference is not None and settings.reference.size != picture.size:
+        other = "×".join(map(str, settings.reference.size))
+        raise InputError(
+            f"{path}: is {width}×{height} pixels but the reference is {other}; give the sharp version of this picture"
+        )
+    if not settings.overwrite:
+        for existing in outputs.all(picture.suffix):
+            if existing.exists():
+                raise InputError(f"{path}: {existing} exists already; give --overwrite or another --output_dir")
+
+
+def _deblur(path: pathlib.Path, picture: Picture, settings: Settings) -> Result:
+    _setup_cache(settings.cache_dir)
+    import jax
+
+    from jaxdeblur.deblur import deblur
+
+    with show_progress(path.name) as progress:
+        return deblur(
+            picture.pixels, settings.config, key=jax.random.key(settings.seed), kernel=settings.kernel, progress=progress
+        )
+
+
+@functools.cache
+def _setup_cache(setting: str | None) -> None:
+    from jaxdeblur import runtime
+
+    runtime.setup_compilation_cache(setting)
+
+
+def _metrics(picture: Picture, result: Result, reference: Picture | None) -> dict[str, dict[str, Any]] | None:
+    """Likeness of the input and the output to the reference; in luma if only one of picture and reference has colour."""
+    if reference is None:
+        return None
+    from jaxdeblur.evaluation.metrics import aligned_metrics
+
+    images = {"input": picture.pixels, "output": result.restored}
+    sharp = reference.pixels
+    if sharp.ndim != picture.pixels.ndim:
+        images = {name: luma(image) if image.ndim == 3 else image for name, image in images.items()}
+        sharp = luma(sharp) if sharp.ndim == 3 else sharp
+    found = {name: aligned_metrics(image, sharp) for name, image in images.items()}
+    return {name: {"psnr": one.psnr, "ssim": one.ssim, "shift": one.shift} for name, one in found.items()}
+
+
+def _write(
+    path: pathlib.Path,
+    picture: Picture,
+    final_paths: list[pathlib.Path],
+    settings: Settings,
+    result: Result,
+    metrics: dict[str, dict[str, Any]] | None,
+    seconds: float,
+) -> None:
+    try:
+        with staged(final_paths) as (deblurred, kernel_picture, kernel_array, preview, report):
+            write_picture(deblurred, picture, result.restored)
+            write_kernel_picture(kernel_picture, result.kernel)
+            write_kernel_array(kernel_array, result.kernel)
+            write_preview(preview, picture.pixels, result.restored, result.kernel, picture.icc)
+            write_report(report, _report(path, picture, final_paths, settings, result, metrics, seconds))
+    except OSError as error:
+        folder = final_paths[0].parent
+        raise InputError(
+            f"{folder}: cannot write the results ({error.strerror or error}); give another --output_dir"
+        ) from error
+
+
+def _report(
+    path: pathlib.Path,
+    picture: Picture,
+    final_paths: list[pathlib.Path],
+    settings: Settings,
+    result: Result,
+    metrics: dict[str, dict[str, Any]] | None,
+    seconds: float,
+) -> dict[str, Any]:
+    import jax
+
+    device = jax.devices()[0]
+    return {
+        "input": {
+            "file": path.name,
+            "width": picture.size[0],
+            "height": picture.size[1],
+            "channels": picture.pixels.ndim if picture.pixels.ndim == 3 else 1,
+            "sample_type": str(picture.dtype),
+            "alpha": picture.alpha is not None,
+        },
+        "outputs": [final.name for final in final_paths],
+        "version": __version__,
+        "jax_version": jax.__version__,
+        "device": {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "count": jax.device_count(),
+            "cpus": os.cpu_count(),
+        },
+        "seed": settings.seed,
+        "config": settings.config,
+        "known_kernel": settings.kernel is not None,
+        "kernel_size": result.kernel_size,
+        "noise_std": result.noise_std,
+        "chosen": result.chosen,
+        "candidates": result.candidates,
+        "metrics": metrics,
+        "warnings": [*picture.notes, *result.warnings],
+        "seconds": {**result.seconds, "total": seconds},
+        "losses": result.history,
+    }

@@ -1,0 +1,190 @@
+"""The command line: ``python -m jaxdeblur.main --image=photo.jpg``.
+
+Exit status: 0 if every picture succeeded, 1 if one failed or the command could not be understood, 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from jaxdeblur.config import FINALS, Config
+from jaxdeblur.errors import InputError
+from jaxdeblur.imaging.kernel_files import read_kernel
+from jaxdeblur.imaging.reading import read_picture
+from jaxdeblur.imaging.selection import assign_outputs, find_pictures, prepare_folder, remove_if_empty
+from jaxdeblur.jobs import Settings, run_job
+from jaxdeblur.version import __version__
+
+USAGE = "usage: python -m jaxdeblur.main --image=photo.jpg [flags]"
+
+
+def run() -> None:
+    """The console script."""
+    sys.exit(main(sys.argv, relaunch=True))
+
+
+def main(argv: Sequence[str], *, relaunch: bool = False) -> int:
+    """Runs a command line.
+
+    Args:
+      argv: the program's name and its arguments.
+      relaunch: whether the process may start itself anew with a memory allocator that suits it (see ``--huge_pages``).
+
+    Returns:
+      The exit status.
+    """
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # what it would say, our one-line errors do
+    try:
+        return _main(argv, relaunch)
+    except (InputError, flags.Error) as error:
+        _complain(str(error))
+        return 1
+    except KeyboardInterrupt:
+        _complain("interrupted; results of finished pictures are whole, no others were written")
+        return 130
+
+
+def define_flags() -> flags.FlagValues:
+    """The flags, unparsed. None means that the preset's or the library's own default holds."""
+    values = flags.FlagValues()
+
+    def string(name: str, default: str | None, text: str) -> None:
+        flags.DEFINE_string(name, default, text, flag_values=values)
+
+    def switch(name: str, text: str) -> None:
+        flags.DEFINE_bool(name, False, text, flag_values=values)
+
+    string("image", None, "What to deblur: a file, a folder, a glob, or several of these by comma.")
+    string("output_dir", None, "Folder for the results (default: a folder 'deblurred' beside each picture).")
+    string("preset", "fast", "The method; --list_presets tells which there are.")
+    string("kernel_size", None, "Side of the blur kernel: 'auto' or an odd number of pixels.")
+    string("kernel", None, "PNG or NPY of a known kernel: only the sharp picture is sought.")
+    flags.DEFINE_integer("num_iterations", None, "Steps of the deep prior's fit.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer(
+        "num_restarts", None, "Independent fits, of which the best is kept.", lower_bound=1, flag_values=values
+    )
+    flags.DEFINE_integer("seed", 0, "Seed of all randomness.", lower_bound=0, flag_values=values)
+    flags.DEFINE_enum("final", None, FINALS, "How the final picture is made from the kernel.", flag_values=values)
+    string("reference", None, "The sharp picture: aligned PSNR and SSIM are printed and recorded.")
+    switch("overwrite", "Replace results that exist already.")
+    string("cache_dir", None, "Folder for compiled programs, or 'off' (default: a folder of the user's cache).")
+    flags.DEFINE_enum(
+        "huge_pages",
+        "auto",
+        ["auto", "off"],
+        "On Linux CPUs, 'auto' starts the process anew with huge memory pages, which makes it faster.",
+        flag_values=values,
+    )
+    switch("debug", "Let an unexpected error end the program with its stack trace.")
+    switch("list_presets", "List the presets and leave.")
+    switch("version", "Print the version and leave.")
+    switch("help", "Print this help and leave.")
+    return values
+
+
+def _main(argv: Sequence[str], relaunch: bool) -> int:
+    values = define_flags()
+    _, *unexpected = values(list(argv))
+    if values.help:
+        print(f"{USAGE}\n{values.get_help()}")
+    elif values.version:
+        print(__version__)
+    elif values.list_presets:
+        print(_preset_list())
+    else:
+        if unexpected:
+            raise InputError(f"unexpected argument {unexpected[0]!r}; flags look like --image={unexpected[0]}")
+        return _deblur_all(values, argv, relaunch)
+    return 0
+
+
+def _deblur_all(values: flags.FlagValues, argv: Sequence[str], relaunch: bool) -> int:
+    if not values.image:
+        raise InputError(f"--image is missing; {USAGE}")
+    messages: list[str] = []
+    pictures = find_pictures(values.image, messages.append)
+    settings = _settings(values)
+    if values.reference and len(pictures) > 1:
+        raise InputError(f"--reference goes with one picture, but --image={values.image} means {len(pictures)}; give one")
+    if values.output_dir:
+        remove_if_empty(prepare_folder(pathlib.Path(values.output_dir).expanduser()))
+    if relaunch and values.huge_pages == "auto":
+        from jaxdeblur import runtime
+
+        runtime.relaunch_with_huge_pages(argv)  # does not return if it does anything
+    for message in messages:
+        _say(message)
+    failures = 0
+    for picture, outputs in zip(pictures, assign_outputs(pictures, values.output_dir), strict=True):
+        try:
+            if isinstance(outputs, InputError):
+                raise outputs
+            run_job(picture, outputs, settings, _say)
+        except InputError as error:
+            _complain(str(error))
+            failures += 1
+        except Exception as error:
+            if values.debug:
+                raise
+            cause = " ".join(str(error).split())[:200]
+            _complain(f"{picture}: failed unexpectedly, {type(error).__name__}: {cause} (--debug shows where)")
+            failures += 1
+    if len(pictures) > 1:
+        _say(f"{len(pictures) - failures} of {len(pictures)} pictures deblurred")
+    return 1 if failures else 0
+
+
+def _settings(values: flags.FlagValues) -> Settings:
+    if values.kernel and values.kernel_size:
+        raise InputError("--kernel and --kernel_size exclude each other; give one of them")
+    return Settings(
+        config=_config(values),
+        seed=values.seed,
+        kernel=read_kernel(pathlib.Path(values.kernel).expanduser()) if values.kernel else None,
+        reference=read_picture(pathlib.Path(values.reference).expanduser()) if values.reference else None,
+        overwrite=values.overwrite,
+        cache_dir=values.cache_dir,
+    )
+
+
+def _config(values: flags.FlagValues) -> Config:
+    from jaxdeblur.presets import PRESETS
+
+    if values.preset not in PRESETS:
+        raise InputError(f"unknown preset {values.preset!r}; choose from {', '.join(sorted(PRESETS))}")
+    config = PRESETS[values.preset]
+    kernel_size = None
+    if values.kernel_size == "auto":
+        config = dataclasses.replace(config, kernel_size=None)
+    elif values.kernel_size is not None:
+        try:
+            kernel_size = int(values.kernel_size)
+        except ValueError:
+            raise InputError(f"--kernel_size={values.kernel_size} is no size; give 'auto' or an odd number of pixels") from None
+    return config.override(
+        kernel_size=kernel_size, num_iterations=values.num_iterations, num_restarts=values.num_restarts, final=values.final
+    )
+
+
+def _preset_list() -> str:
+    from jaxdeblur.presets import PRESETS
+
+    return "\n".join(sorted(PRESETS))
+
+
+def _say(message: str) -> None:
+    print(message, flush=True)
+
+
+def _complain(message: str) -> None:
+    print(f"jaxdeblur: {message}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,34 @@
+"""The account of a run: a JSON file beside the results."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+
+def to_json(value: Any) -> Any:
+    """``value`` made of what JSON knows: dataclasses become objects, arrays lists, and what is not finite becomes null."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(name): to_json(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(entry) for entry in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return to_json(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, pathlib.Path):
+        return str(value)
+    return value
+
+
+def write_report(path: pathlib.Path, report: Mapping[str, Any]) -> None:
+    """Writes ``report`` as indented JSON, ending in a newline."""
+    path.write_text(json.dumps(to_json(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
