@@ -6,10 +6,14 @@ import dataclasses
 import json
 import math
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
+# A list of numbers and nulls as json indents it. Strings cannot match: they hold no line breaks.
+_NUMBERS = re.compile(r"\[\n\s+((?:[-+.\deE]+|null)(?:,\s+(?:[-+.\deE]+|null))*)\n\s+\]")
 
 
 def to_json(value: Any) -> Any:
@@ -30,5 +34,7 @@ def to_json(value: Any) -> Any:
 
 
 def write_report(path: pathlib.Path, report: Mapping[str, Any]) -> None:
-    """Writes ``report`` as indented JSON, ending in a newline."""
-    path.write_text(json.dumps(to_json(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    """Writes ``report`` as indented JSON, each list of numbers on one line, ending in a newline."""
+    text = json.dumps(to_json(report), indent=2, ensure_ascii=False, allow_nan=False)
+    text = _NUMBERS.sub(lambda match: f"[{' '.join(match[1].split())}]", text)
+    path.write_text(text + "\n", encoding="utf-8")

@@ -18,9 +18,8 @@ from jaxdeblur.imaging import metadata
 from jaxdeblur.imaging.picture import Picture, to_pixels
 
 READABLE = "PNG, JPEG, TIFF, WebP or BMP"
-# MPO is what phones call a JPEG that carries further pictures behind the main one. Other formats that Pillow knows are left
-# out because some of them would lose bit depth unnoticed.
-_PILLOW_FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "WEBP", "BMP")
+# Other formats that Pillow knows are left out because some of them would lose bit depth unnoticed.
+_PILLOW_FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP")
 _SUFFIXES = {"PNG": (".png",), "TIFF": (".tif", ".tiff"), "WEBP": (".webp",), "BMP": (".bmp",)}
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_GREY = 0
@@ -76,7 +75,8 @@ def _read_with_pillow(path: pathlib.Path, head: bytes) -> Picture:
     deep = head[:8] == _PNG_SIGNATURE and head[12:16] == b"IHDR" and head[24] == 16
     if deep and head[25] != _PNG_GREY:
         raise _deep_png_error(path)
-    with Image.open(path, formats=_PILLOW_FORMATS) as image:
+    # Given a path, Pillow maps uncompressed TIFFs into memory, and scrambles those that EXIF turns by 90°.
+    with path.open("rb") as file, Image.open(file, formats=_PILLOW_FORMATS) as image:
         _require_single_frame(path, image)
         source_format = image.format or ""
         image.load()
@@ -117,6 +117,7 @@ def _deep_png_error(path: pathlib.Path) -> InputError:
 
 
 def _require_single_frame(path: pathlib.Path, image: Image.Image) -> None:
+    # MPO is a JPEG that carries further pictures behind the main one, as phones write it.
     if image.format != "MPO" and getattr(image, "is_animated", False) and not _is_tiff_with_previews(path, image):
         frames = getattr(image, "n_frames", 1)
         raise InputError(f"{path}: holds {frames} pictures; extract the one to deblur into a file of its own")
@@ -131,7 +132,7 @@ def _is_tiff_with_previews(path: pathlib.Path, image: Image.Image) -> bool:
 
 def _full_pages(tiff: tifffile.TiffFile) -> int:
     """How many pages are pictures in their own right, not reduced copies of another."""
-    return sum(not page.keyframe.is_reduced for page in tiff.pages)
+    return sum(not (isinstance(page, tifffile.TiffPage) and page.is_reduced) for page in tiff.pages)
 
 
 def _plain_mode(path: pathlib.Path, image: Image.Image) -> Image.Image:
@@ -176,7 +177,7 @@ def _read_deep_tiff(path: pathlib.Path) -> Picture | None:
             ) from None
         axes, extras, inverted = page.axes, page.extrasamples, page.photometric == 0
         icc = bytes(page.iccprofile or b"")
-        exif = _tiff_exif(path, page.offset)
+        exif = _tiff_exif(path, tiff)
     if axes == "SYX":
         samples, axes = np.moveaxis(samples, 0, -1), "YXS"
     colours = 1 if axes == "YX" else samples.shape[-1] - len(extras)
@@ -210,11 +211,12 @@ def _read_deep_tiff(path: pathlib.Path) -> Picture | None:
     )
 
 
-def _tiff_exif(path: pathlib.Path, offset: int) -> Image.Exif:
+def _tiff_exif(path: pathlib.Path, tiff: tifffile.TiffFile) -> Image.Exif:
     # Pillow cannot open every float TIFF, but its EXIF reader can be pointed at the first directory.
     exif = Image.Exif()
+    exif.endian, exif.bigtiff = tiff.byteorder, tiff.is_bigtiff
     with path.open("rb") as file:
-        exif.load_from_fp(file, offset)
+        exif.load_from_fp(file, tiff.pages.first.offset)
         for directory in (metadata.EXIF, metadata.GPS):
             exif.get_ifd(directory)  # read while the file is open
     return exif
