@@ -1,0 +1,115 @@
+"""The terms that loss intervals weigh and sum. Each is a mean over pixels (the kernel's energy a sum), of one restart."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import chex
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdeblur.config import LossTerm
+
+SSIM_WINDOW = 11
+SSIM_SIGMA = 1.5
+_C1, _C2 = 0.01**2, 0.03**2
+
+
+@flax.struct.dataclass
+class Estimate:
+    """What the generators say, and what the blur makes of it.
+
+    Attributes:
+      image: sharp image on its full support ``[H+h-1, W+w-1]``.
+      kernel: ``[h, w]``.
+      reblurred: valid part of ``kernel * image``, ``[H, W]``.
+    """
+
+    image: jax.Array
+    kernel: jax.Array
+    reblurred: jax.Array
+
+
+def mse(estimate: jax.Array, target: jax.Array) -> jax.Array:
+    """Mean squared error ``mean((a − b)²)`` of two images ``[H, W]``."""
+    chex.assert_equal_shape([estimate, target])
+    return jnp.mean(jnp.square(estimate - target))
+
+
+def mae(estimate: jax.Array, target: jax.Array) -> jax.Array:
+    """Mean absolute error ``mean(|a − b|)`` of two images ``[H, W]``."""
+    chex.assert_equal_shape([estimate, target])
+    return jnp.mean(jnp.abs(estimate - target))
+
+
+@functools.lru_cache(maxsize=32)
+def _window_matrix(size: int) -> np.ndarray:
+    """Gaussian window as a banded matrix ``[size, size]``: one product filters a whole axis, zeros beyond the border."""
+    offsets = np.arange(SSIM_WINDOW) - SSIM_WINDOW // 2
+    taps = np.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))
+    taps /= taps.sum()
+    distance = np.arange(size)[None, :] - np.arange(size)[:, None] + SSIM_WINDOW // 2
+    inside = (distance >= 0) & (distance < SSIM_WINDOW)
+    return np.where(inside, taps[np.clip(distance, 0, SSIM_WINDOW - 1)], 0.0).astype(np.float32)
+
+
+def _window_mean(image: jax.Array) -> jax.Array:
+    rows, columns = _window_matrix(image.shape[-2]), _window_matrix(image.shape[-1])
+    return rows @ image @ columns
+
+
+def one_minus_ssim(estimate: jax.Array, target: jax.Array) -> jax.Array:
+    """One minus the mean structural similarity of two images ``[H, W]`` in [0, 1].
+
+    ``SSIM = (2 μa μb + C1)(2 σab + C2) / ((μa² + μb² + C1)(σa² + σb² + C2))``, C1 = 0.01², C2 = 0.03², moments under an 11×11
+    Gaussian window of σ 1.5 that sees zeros beyond the border, averaged over every pixel, as SelfDeblur's public code has it.
+
+    Source: Wang, Bovik, Sheikh & Simoncelli, "Image quality assessment: from error visibility to structural similarity",
+    IEEE TIP 2004.
+    """
+    chex.assert_equal_shape([estimate, target])
+    chex.assert_rank(estimate, 2)
+    mean_a, mean_b = _window_mean(estimate), _window_mean(target)
+    square_a, square_b, product = mean_a * mean_a, mean_b * mean_b, mean_a * mean_b
+    # The similarity needs the two variances only as their sum, so they share a window.
+    variances = _window_mean(estimate * estimate + target * target) - square_a - square_b
+    covariance = _window_mean(estimate * target) - product
+    similarity = (2 * product + _C1) * (2 * covariance + _C2)
+    similarity = similarity / ((square_a + square_b + _C1) * (variances + _C2))
+    return 1.0 - jnp.mean(similarity)
+
+
+def total_variation(image: jax.Array) -> jax.Array:
+    """Anisotropic total variation ``mean(|∂x|) + mean(|∂y|)`` of an image ``[H, W]``.
+
+    Source: Rudin, Osher & Fatemi, "Nonlinear total variation based noise removal algorithms", Physica D 1992; as a mean, so
+    that its weight does not depend on the image's size.
+    """
+    chex.assert_rank(image, 2)
+    return jnp.mean(jnp.abs(jnp.diff(image, axis=1))) + jnp.mean(jnp.abs(jnp.diff(image, axis=0)))
+
+
+def kernel_energy(kernel: jax.Array) -> jax.Array:
+    """``‖k‖² = Σ k²`` of a kernel ``[h, w]``: smallest for a flat kernel, 1 for a delta.
+
+    Source: Li, Nan & Ji, "Deep image prior meets Monte-Carlo sampling", Inverse Problems 2021.
+    """
+    chex.assert_rank(kernel, 2)
+    return jnp.sum(jnp.square(kernel))
+
+
+_TERMS: dict[LossTerm, Callable[[Estimate, jax.Array], jax.Array]] = {
+    "mse": lambda estimate, blurry: mse(estimate.reblurred, blurry),
+    "mae": lambda estimate, blurry: mae(estimate.reblurred, blurry),
+    "one_minus_ssim": lambda estimate, blurry: one_minus_ssim(estimate.reblurred, blurry),
+    "total_variation": lambda estimate, blurry: total_variation(estimate.image),
+    "kernel_energy": lambda estimate, blurry: kernel_energy(estimate.kernel),
+}
+
+
+def term(name: LossTerm, estimate: Estimate, blurry: jax.Array) -> jax.Array:
+    """The loss term ``name`` of one restart's estimate given ``blurry [H, W]``: a scalar."""
+    return _TERMS[name](estimate, blurry)

@@ -1,0 +1,289 @@
+"""Fitting untrained deep priors to one blurry image: the host's side of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdeblur.config import FitConfig, check_kernel_size
+from jaxdeblur.errors import InputError
+from jaxdeblur.networks import kernel_mlp
+from jaxdeblur.operators import blur
+from jaxdeblur.optimise import restarts
+from jaxdeblur.optimise.restarts import RestartStatus
+from jaxdeblur.optimise.state import TrainState, load_checkpoint, save_checkpoint
+from jaxdeblur.optimise.step import Observation, Program, initial_state, render, run_chunk
+from jaxdeblur.version import __version__
+
+Progress = Callable[[str, int, int, Mapping[str, float]], None]
+
+NUM_RETRIES = 2
+_LOG = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """What :func:`fit` found, restarts along the first axis.
+
+    Attributes:
+      images: ``[R, H, W]``, cropped to the blurry image's frame, in [0, 1].
+      full_images: ``[R, H+h-1, W+w-1]``, on the whole support.
+      kernels: ``[R, h, w]``, each sums to 1.
+      losses: ``[R, T]``, the loss before each step; NaN after the step at which a run was given up.
+      best: index of the best restart, judged without ground truth.
+      statuses: one per restart.
+      state: of all restarts after the last step.
+    """
+
+    images: np.ndarray
+    full_images: np.ndarray
+    kernels: np.ndarray
+    losses: np.ndarray
+    best: int
+    statuses: tuple[RestartStatus, ...]
+    state: TrainState
+
+    @property
+    def image(self) -> np.ndarray:
+        """The best restart's image ``[H, W]``."""
+        return self.images[self.best]
+
+    @property
+    def kernel(self) -> np.ndarray:
+        """The best restart's kernel ``[h, w]``."""
+        return self.kernels[self.best]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """One attempt at some restarts: its last state, metrics per step ``[T, R]``, and why each restart is useless (or None)."""
+
+    state: TrainState
+    history: dict[str, np.ndarray]
+    reasons: list[str | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    """A fit's inputs after checking; the arguments of :func:`fit` explain them."""
+
+    program: Program
+    observation: Observation
+    num_iterations: int
+    key: jax.Array
+    initial_kernels: jax.Array | None
+    delta_allowed: list[bool]
+    progress: Progress | None
+    checkpoint: Path | None
+    checkpoint_interval: float
+    identity: str
+
+    def run(self, members: list[int], attempt: int) -> _Run:
+        """Fits the restarts ``members``, from a checkpoint if there is one."""
+        keys = jnp.stack([jax.random.fold_in(jax.random.fold_in(self.key, member), attempt) for member in members])
+        logits = None if self.initial_kernels is None else kernel_mlp.logits_of(self.initial_kernels[np.array(members)])
+        state = initial_state(self.program, keys, logits)
+        history: dict[str, np.ndarray] = {}
+        identity = f"{self.identity} {attempt} {members}"
+        path = self.checkpoint
+        if path is not None and attempt:
+            path = path.with_name(f"{path.name}.retry{attempt}")
+        if path is not None and path.exists():
+            state, history = load_checkpoint(path, state, identity)
+            _LOG.info("going on from %s at step %d", path, int(state.step))
+
+        done, saved = int(state.step), time.monotonic()
+        reasons = self._collapse_reasons(history, members, done)
+        while done < self.num_iterations and not all(reasons):
+            count = min(self.program.config.chunk_size, self.num_iterations - done)
+            state, record = run_chunk(self.program, state, self.observation, count)
+            rows = {name: value[:count] for name, value in jax.device_get(record).items()}
+            history = {name: np.concatenate([history[name], row]) if history else row for name, row in rows.items()}
+            done += count
+            reasons = self._collapse_reasons(history, members, done)
+            finished = done == self.num_iterations or all(reasons)
+            if path is not None and (finished or time.monotonic() - saved >= self.checkpoint_interval):
+                save_checkpoint(path, state, history, identity)
+                saved = time.monotonic()
+            if self.progress is not None:
+                self.progress("fit", done, self.num_iterations, {"loss": float(np.min(history["loss"][-1]))})
+        return _Run(state, history, reasons)
+
+    def _collapse_reasons(self, history: dict[str, np.ndarray], members: list[int], done: int) -> list[str | None]:
+        if not history:
+            return [None] * len(members)
+        blurry_std = float(jnp.std(self.observation.blurry))
+        return [
+            restarts.collapse_reason(
+                steps=done,
+                loss=float(history["loss"][-1, column]),
+                image_std=float(history["image_std"][-1, column]),
+                kernel_peak=float(history["kernel_peak"][-1, column]),
+                blurry_std=blurry_std,
+                delta_allowed=self.delta_allowed[member],
+            )
+            for column, member in enumerate(members)
+        ]
+
+
+def _merge(whole: _Run, part: _Run, members: list[int]) -> _Run:
+    """Puts the restarts of ``part`` in their places ``members`` of ``whole``."""
+    where = np.array(members)
+
+    def put(old: jax.Array, new: jax.Array) -> jax.Array:
+        return new if old.ndim == 0 else old.at[where].set(new)
+
+    length = max(len(run.history["loss"]) for run in (whole, part))
+
+    def put_rows(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+        merged = np.full((length, old.shape[1]), np.nan, old.dtype)
+        merged[: len(old)] = old
+        merged[:, where] = np.nan
+        merged[: len(new), where] = new
+        return merged
+
+    reasons = list(whole.reasons)
+    for member, reason in zip(members, part.reasons, strict=True):
+        reasons[member] = reason
+    history = {name: put_rows(old, part.history[name]) for name, old in whole.history.items()}
+    return _Run(jax.tree.map(put, whole.state, part.state), history, reasons)
+
+
+def fit(
+    blurry: jax.Array | np.ndarray,
+    config: FitConfig,
+    *,
+    key: jax.Array,
+    kernel_size: int | tuple[int, int],
+    num_restarts: int = 1,
+    kernel: jax.Array | np.ndarray | None = None,
+    initial_kernel: jax.Array | np.ndarray | None = None,
+    noise_std: float = 0.0,
+    progress: Progress | None = None,
+    checkpoint: Path | None = None,
+    checkpoint_interval: float = 60.0,
+) -> FitResult:
+    """Fits the generators to one grey image.
+
+    Minimises ``Σ_terms weight · term(G_x(z_x), G_k(z_k), y)`` over the parameters of the image generator G_x and the kernel
+    generator G_k, from random starts, by Adam. Restart r depends on ``fold_in(key, r)`` alone, and step t of it on
+    ``fold_in(·, t)``: so neither the number of restarts beside it nor an interruption changes what it finds. A restart that
+    collapses is run again with a new key, at most :data:`NUM_RETRIES` times.
+
+    Args:
+      blurry: ``[H, W]`` in [0, 1].
+      config: networks, losses, schedules.
+      key: typed random key.
+      kernel_size: odd side, or sides ``(h, w)``, of the kernel.
+      num_restarts: independent runs, all in one program.
+      kernel: ``[h, w]``, known and kept: only the image generator is fitted.
+      initial_kernel: ``[h, w]`` or one per restart ``[R, h, w]``, where a ``logits`` kernel generator starts.
+      noise_std: of the blurry image's noise, in [0, 1] units; used by ``config.noise_tied_tv_factor``.
+      progress: called between chunks with (phase, steps done, steps in all, metrics).
+      checkpoint: file to which the state is written now and then, and from which an interrupted run goes on.
+      checkpoint_interval: seconds between two writes.
+
+    Raises:
+      InputError: inconsistent arguments, or a checkpoint that is damaged or belongs to another run.
+    """
+    task = _check(
+        jnp.asarray(blurry, jnp.float32),
+        config,
+        key,
+        (kernel_size, kernel_size) if isinstance(kernel_size, int) else (int(kernel_size[0]), int(kernel_size[1])),
+        num_restarts,
+        None if kernel is None else jnp.asarray(kernel, jnp.float32),
+        None if initial_kernel is None else jnp.asarray(initial_kernel, jnp.float32),
+        noise_std,
+        progress,
+        checkpoint,
+        checkpoint_interval,
+    )
+    run = task.run(list(range(num_restarts)), 0)
+    retried: list[tuple[str, ...]] = [()] * num_restarts
+    for attempt in range(1, 1 + NUM_RETRIES):
+        collapsed = {member: reason for member, reason in enumerate(run.reasons) if reason is not None}
+        if not collapsed:
+            break
+        for member, reason in collapsed.items():
+            _LOG.warning("restart %d collapsed (%s): trying again with a new key", member, reason)
+            retried[member] = (*retried[member], reason)
+        run = _merge(run, task.run(list(collapsed), attempt), list(collapsed))
+
+    estimate = jax.device_get(render(task.program, run.state, task.observation))
+    images = blur.crop_to_blurry(estimate.image, task.program.kernel_shape)
+    statuses = tuple(RestartStatus(reason, past) for reason, past in zip(run.reasons, retried, strict=True))
+    target = np.asarray(task.observation.blurry)
+    return FitResult(
+        images=images,
+        full_images=estimate.image,
+        kernels=estimate.kernel,
+        losses=run.history["loss"].T,
+        best=restarts.best_restart(images, estimate.reblurred, target, [status.ok for status in statuses]),
+        statuses=statuses,
+        state=run.state,
+    )
+
+
+def _check(
+    blurry: jax.Array,
+    config: FitConfig,
+    key: jax.Array,
+    kernel_shape: tuple[int, int],
+    num_restarts: int,
+    kernel: jax.Array | None,
+    initial_kernel: jax.Array | None,
+    noise_std: float,
+    progress: Progress | None,
+    checkpoint: Path | None,
+    checkpoint_interval: float,
+) -> _Task:
+    """Refuses inconsistent arguments of :func:`fit`, and derives what follows from them."""
+    chex.assert_rank(blurry, 2)
+    chex.assert_scalar_positive(num_restarts)
+    for side, length in zip(kernel_shape, blurry.shape, strict=True):
+        check_kernel_size(side)
+        if side > length:
+            raise InputError(f"kernel size {side} is larger than the image's {length} pixels: choose a smaller one")
+    if kernel is not None:
+        chex.assert_shape(kernel, kernel_shape)
+        if initial_kernel is not None:
+            raise InputError("a known kernel and an initial kernel were both given: leave one out")
+    if initial_kernel is not None:
+        if config.kernel_generator.name != "logits":
+            raise InputError(
+                f"the {config.kernel_generator.name} kernel generator cannot start from a given kernel: choose logits"
+            )
+        initial_kernel = jnp.broadcast_to(initial_kernel, (num_restarts, *kernel_shape))
+
+    plausible = restarts.delta_is_plausible(np.asarray(blurry), noise_std)
+    starts_as_delta = [False] * num_restarts
+    if initial_kernel is not None:
+        starts_as_delta = [float(jnp.max(start)) > restarts.DELTA_PEAK for start in initial_kernel]
+    tied = config.noise_tied_tv_factor * noise_std
+    parts = (__version__, config, kernel_shape, num_restarts, noise_std, jax.random.key_data(key).tolist())
+    digest = hashlib.sha256(repr(parts).encode())
+    for array in (blurry, kernel, initial_kernel):
+        digest.update(b"none" if array is None else repr(array.shape).encode() + np.asarray(array).tobytes())
+    return _Task(
+        # The number of iterations is no part of the compiled program: fits of other lengths share it.
+        program=Program(dataclasses.replace(config, num_iterations=1), blurry.shape, kernel_shape, kernel is not None),
+        observation=Observation(blurry, kernel, jnp.float32(tied) if tied else None),
+        num_iterations=config.num_iterations,
+        key=key,
+        initial_kernels=initial_kernel,
+        delta_allowed=[kernel is not None or plausible or start for start in starts_as_delta],
+        progress=progress,
+        checkpoint=checkpoint,
+        checkpoint_interval=checkpoint_interval,
+        identity=digest.hexdigest(),
+    )
