@@ -1,0 +1,113 @@
+"""Makes the blurry sample picture that the repository carries, and the sharp one beside it.
+
+A crop of a freely licensed photograph from scikit-image is blurred by a camera-shake kernel of our own, on the valid support
+(no boundary is made up), with Gaussian noise, and rounded to 8 bits. The same command gives the same pixels.
+
+    python experiments/make_sample.py
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+import skimage.data
+from absl import app, flags
+from PIL import Image
+
+from jaxdeblur.imaging.kernel_files import write_kernel_picture
+from jaxdeblur.operators.blur import blur_valid, crop_to_blurry
+
+_OUTPUT_DIR = flags.DEFINE_string("output_dir", str(pathlib.Path(__file__).parent / "sample"), "Where the pictures go.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """What the sample is made of.
+
+    Attributes:
+      picture: name of the photograph in ``skimage.data``.
+      top: first row of the crop.
+      left: first column of the crop.
+      height: of the blurry picture.
+      width: of the blurry picture.
+      kernel_size: side of the kernel, in pixels.
+      noise_std: standard deviation of the noise, pixel values being in [0, 1].
+      seed: of the shake and the noise.
+    """
+
+    picture: str = "coffee"
+    top: int = 20
+    left: int = 90
+    height: int = 280
+    width: int = 400
+    kernel_size: int = 21
+    noise_std: float = 0.005
+    seed: int = 9
+
+
+def shake_kernel(size: int, generator: np.random.Generator, *, num_points: int = 2000) -> np.ndarray:
+    """The path of a trembling hand during an exposure, as a blur kernel.
+
+    The hand's acceleration is noise, its velocity forgets slowly: a smooth, bent path, brighter where it lingers. The path
+    is scaled to fill the support up to a margin of one pixel and drawn with bilinear weights.
+
+    Args:
+      size: odd side of the support, in pixels.
+      generator: of the randomness.
+      num_points: samples along the path.
+
+    Returns:
+      ``[size, size]`` float32, summing to 1.
+    """
+    velocity = np.zeros(2)
+    position = np.zeros(2)
+    path = np.empty((num_points, 2))
+    for index in range(num_points):
+        velocity = 0.995 * velocity + generator.normal(0.0, 1.0, 2)
+        position = position + velocity
+        path[index] = position
+    low, high = path.min(0), path.max(0)
+    path = (path - (low + high) / 2) * ((size - 3) / (high - low).max()) + size // 2
+    kernel = np.zeros((size, size))
+    whole = np.floor(path).astype(int)
+    part = path - whole
+    for row in (0, 1):
+        for column in (0, 1):
+            weight = np.abs(1 - row - part[:, 0]) * np.abs(1 - column - part[:, 1])
+            np.add.at(kernel, (whole[:, 0] + row, whole[:, 1] + column), weight)
+    return (kernel / kernel.sum()).astype(np.float32)
+
+
+def make_sample(sample: Sample) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The sample as (blurry ``[H, W, 3]`` uint8, sharp ``[H, W, 3]`` uint8, kernel ``[h, w]`` float32)."""
+    generator = np.random.default_rng(sample.seed)
+    kernel = shake_kernel(sample.kernel_size, generator)
+    rows, columns = sample.height + sample.kernel_size - 1, sample.width + sample.kernel_size - 1
+    photograph = getattr(skimage.data, sample.picture)()
+    sharp = photograph[sample.top : sample.top + rows, sample.left : sample.left + columns]
+    channels = jnp.moveaxis(jnp.asarray(sharp, jnp.float32) / 255, -1, 0)
+    blurry = np.moveaxis(np.asarray(blur_valid(channels, jnp.asarray(kernel))), 0, -1)
+    blurry = blurry + generator.normal(0.0, sample.noise_std, blurry.shape)
+    cropped = np.moveaxis(np.asarray(crop_to_blurry(channels, kernel.shape)), 0, -1)
+    return _levels(blurry), _levels(cropped), kernel
+
+
+def _levels(pixels: np.ndarray) -> np.ndarray:
+    return np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
+
+
+def main(_: list[str]) -> None:
+    folder = pathlib.Path(_OUTPUT_DIR.value)
+    folder.mkdir(parents=True, exist_ok=True)
+    blurry, sharp, kernel = make_sample(Sample())
+    for name, picture in (("blurry", blurry), ("sharp", sharp)):
+        Image.fromarray(picture).save(folder / f"{name}.png", optimize=True)
+    write_kernel_picture(folder / "kernel.png", kernel)
+    print(f"{folder}: blurry.png, sharp.png, kernel.png")
+
+
+if __name__ == "__main__":
+    app.run(main)
