@@ -30,7 +30,7 @@ def compose_preview(blurry: np.ndarray, restored: np.ndarray, kernel: np.ndarray
     panels = [
         ("before", before),
         ("after", after),
-        ("kernel {1}×{0}".format(*kernel.shape), _kernel_panel(kernel, before.height)),
+        ("kernel {1} x {0}".format(*kernel.shape), _kernel_panel(kernel, before.height)),
     ]
     font = ImageFont.load_default(size=_FONT_SIZE)
     widths = [max(panel.width, int(font.getlength(label)) + 1) for label, panel in panels]

@@ -1,0 +1,374 @@
+"""The command line: what it writes, what it refuses, and with which exit status it ends."""
+
+import dataclasses
+import importlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from jaxdeblur import jobs
+from jaxdeblur.main import main
+
+# Not `import ... as`: that would find the function of the same name in the package.
+pipeline = importlib.import_module("jaxdeblur.deblur")
+ROOT = pathlib.Path(__file__).parents[1]
+RESULTS = ["photo_deblurred.png", "photo_kernel.npy", "photo_kernel.png", "photo_preview.png", "photo_report.json"]
+
+
+def random_levels(shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def save(path, shape=(40, 50, 3), seed=0):
+    Image.fromarray(random_levels(shape, seed)).save(path)
+    return path
+
+
+def files_below(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A folder to work in, with one photograph."""
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "photo.png")
+    return tmp_path
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Stands in for the pipeline where files and flags are what is tested; returns the arguments of its calls."""
+    calls = []
+
+    def deblur(image, config, *, key, kernel=None, progress=None):
+        calls.append({"image": image, "config": config, "key": key, "kernel": kernel})
+        progress("fit", 0, 2, {"loss": 1.0})
+        progress("fit", 2, 2, {"loss": 0.5})
+        size = config.kernel_size or 5
+        if kernel is None:
+            kernel = np.full((size, size), 1 / size**2, np.float32)
+        known = {
+            "restored": image,
+            "kernel": kernel,
+            "candidates": (pipeline.Candidate(name="sparse", score=float("nan"), chosen=True),),
+            "history": {"fit": [1.0, 0.5]},
+            "seconds": {"fit": 0.25},
+            "noise_std": 0.01,
+            "warnings": ("the kernel is a guess",),
+            "kernel_size": size,
+            "chosen": "sparse",
+        }
+        return pipeline.Result(**known)
+
+    monkeypatch.setattr(pipeline, "deblur", deblur)
+    monkeypatch.setattr(jobs, "_setup_cache", lambda setting: None)
+    return calls
+
+
+@pytest.fixture
+def cli(capsys):
+    """Runs a command line in this process and returns (exit status, lines of stdout, lines of stderr)."""
+
+    def call(*arguments):
+        status = main(["jaxdeblur", *arguments])
+        captured = capsys.readouterr()
+        return status, captured.out.splitlines(), captured.err.splitlines()
+
+    return call
+
+
+@pytest.fixture
+def refused(cli, workplace):
+    """Runs a command line that must fail with status 1 and one line, leaving no new file or folder; returns that line."""
+
+    def call(*arguments):
+        before = sorted(workplace.rglob("*"))
+        status, _, errors = cli(*arguments)
+        assert status == 1
+        assert len(errors) == 1
+        assert sorted(workplace.rglob("*")) == before
+        return errors[0]
+
+    return call
+
+
+class TestResults:
+    def test_names_and_contents(self, workplace, quick, cli):
+        status, lines, errors = cli("--image=photo.png", "--seed=7")
+        assert (status, errors) == (0, [])
+        assert files_below(workplace / "deblurred") == RESULTS
+        np.testing.assert_array_equal(np.asarray(Image.open("deblurred/photo_deblurred.png")), random_levels((40, 50, 3)))
+        assert np.load("deblurred/photo_kernel.npy").sum() == pytest.approx(1)
+        assert np.asarray(Image.open("deblurred/photo_kernel.png")).max() == 255
+        report = json.loads(pathlib.Path("deblurred/photo_report.json").read_text())
+        assert report["input"]["file"] == "photo.png"
+        assert report["seed"] == 7
+        assert report["losses"] == {"fit": [1.0, 0.5]}
+        assert report["candidates"] == [{"name": "sparse", "score": None, "chosen": True}]
+        assert report["warnings"] == ["the kernel is a guess"]
+        assert report["noise_std"] == 0.01
+        assert report["seconds"]["fit"] == 0.25
+        assert report["metrics"] is None
+        assert {"version", "jax_version", "device", "config", "kernel_size", "chosen"} <= report.keys()
+        assert any("loss 0.5" in line for line in lines)
+        assert any("the kernel is a guess" in line for line in lines)
+
+    def test_pixels_reach_the_pipeline_without_alpha_and_keep_it(self, workplace, quick, cli):
+        save(workplace / "photo.png", (40, 50, 4))
+        assert cli("--image=photo.png", "--output_dir=out")[0] == 0
+        assert quick[0]["image"].shape == (40, 50, 3)
+        assert quick[0]["image"].dtype == np.float32
+        np.testing.assert_array_equal(np.asarray(Image.open("out/photo_deblurred.png")), random_levels((40, 50, 4)))
+
+    def test_16_bit_tiff_stays_so(self, workplace, quick, cli):
+        samples = np.random.default_rng(0).integers(0, 65536, (40, 50, 3), dtype=np.uint16)
+        tifffile.imwrite("photo.tif", samples, photometric="rgb")
+        assert cli("--image=photo.tif", "--output_dir=out")[0] == 0
+        np.testing.assert_array_equal(tifffile.imread("out/photo_deblurred.tif"), samples)
+
+    def test_existing_results_are_replaced_only_when_told(self, workplace, quick, cli, refused):
+        assert cli("--image=photo.png")[0] == 0
+        assert "--overwrite" in refused("--image=photo.png")
+        assert len(quick) == 1
+        assert cli("--image=photo.png", "--overwrite")[0] == 0
+
+    def test_reference_is_measured_and_recorded(self, workplace, quick, cli):
+        noisy = random_levels((40, 50, 3)) // 2
+        Image.fromarray(noisy).save("sharp.png")
+        status, lines, _ = cli("--image=photo.png", "--reference=sharp.png")
+        assert status == 0
+        assert any("PSNR" in line and "SSIM" in line for line in lines)
+        metrics = json.loads(pathlib.Path("deblurred/photo_report.json").read_text())["metrics"]
+        assert metrics["input"]["psnr"] == pytest.approx(metrics["output"]["psnr"], abs=0.01)
+
+    def test_grey_reference_of_a_colour_picture(self, workplace, quick, cli):
+        save(workplace / "sharp.png", (40, 50))
+        assert cli("--image=photo.png", "--reference=sharp.png")[0] == 0
+
+    def test_known_kernel_is_handed_over(self, workplace, quick, cli):
+        np.save("k.npy", np.eye(5))
+        assert cli("--image=photo.png", "--kernel=k.npy")[0] == 0
+        np.testing.assert_allclose(quick[0]["kernel"], np.eye(5) / 5)
+        np.testing.assert_allclose(np.load("deblurred/photo_kernel.npy"), np.eye(5) / 5)
+
+    def test_flags_override_the_preset(self, workplace, quick, cli):
+        assert cli("--image=photo.png", "--kernel_size=9", "--final=sparse", "--num_restarts=2")[0] == 0
+        config = quick[0]["config"]
+        assert (config.kernel_size, config.final, config.num_restarts) == (9, "sparse", 2)
+        assert cli("--image=photo.png", "--kernel_size=auto", "--overwrite")[0] == 0
+        assert quick[1]["config"].kernel_size is None
+
+
+class TestSeveralPictures:
+    def test_a_folder_and_the_second_time_its_results(self, workplace, quick, cli):
+        save(workplace / "second.bmp")
+        (workplace / "notes.txt").touch()
+        assert cli("--image=.", "--output_dir=.")[0] == 0
+        assert {"photo_deblurred.png", "second_deblurred.bmp"} <= set(files_below(workplace))
+        before = files_below(workplace)
+        assert cli("--image=.", "--output_dir=.", "--overwrite")[0] == 0
+        assert files_below(workplace) == before
+
+    def test_one_that_fails_does_not_stop_the_others(self, workplace, quick, cli):
+        (workplace / "broken.png").touch()
+        save(workplace / "second.png")
+        status, lines, errors = cli("--image=photo.png,broken.png,missing.png,second.png", "--output_dir=out")
+        assert status == 1
+        assert len(errors) == 2
+        assert "broken.png" in errors[0]
+        assert "missing.png" in errors[1]
+        assert "2 of 4" in lines[-1]
+        assert {"photo_deblurred.png", "second_deblurred.png"} <= set(files_below(workplace / "out"))
+
+    def test_an_unexpected_error_is_one_line_too(self, workplace, quick, cli, monkeypatch):
+        def fail(*_, **__):
+            raise RuntimeError("out of\nluck")
+
+        monkeypatch.setattr(pipeline, "deblur", fail)
+        status, _, errors = cli("--image=photo.png")
+        assert status == 1
+        assert len(errors) == 1
+        assert "photo.png" in errors[0]
+        assert "RuntimeError: out of luck" in errors[0]
+        assert "--debug" in errors[0]
+        assert not (workplace / "deblurred").exists()
+        with pytest.raises(RuntimeError):
+            cli("--image=photo.png", "--debug")
+
+    def test_same_names_in_different_formats(self, workplace, quick, cli):
+        save(workplace / "photo.jpg")
+        assert cli("--image=photo.png,photo.jpg", "--output_dir=out")[0] == 0
+        assert {"photo_png_deblurred.png", "photo_jpg_deblurred.png"} <= set(files_below(workplace / "out"))
+
+    def test_every_picture_gets_the_same_key(self, workplace, quick, cli):
+        save(workplace / "second.png")
+        assert cli("--image=*.png", "--seed=3")[0] == 0
+        assert quick[0]["key"] == quick[1]["key"]
+
+
+def make_bad_pictures(folder):
+    """Pictures that cannot be deblurred, by name, with a word of the reason."""
+    (folder / "empty.png").touch()
+    (folder / "words.jpg").write_text("not a picture")
+    for name in ("cut.png", "cut.jpg"):
+        data = save(folder / name, (90, 90, 3)).read_bytes()
+        (folder / name).write_bytes(data[: len(data) // 2])
+    save(folder / "tiny.png", (40, 31, 3))
+    nan = np.full((40, 50), 0.5, np.float32)
+    nan[0, 0] = np.nan
+    tifffile.imwrite(folder / "nan.tif", nan)
+    deep = bytearray((folder / "photo.png").read_bytes())
+    deep[24] = 16
+    (folder / "deep.png").write_bytes(deep)
+
+
+class TestRefusals:
+    @pytest.fixture(autouse=True)
+    def _no_compute(self, monkeypatch):
+        """A refusal must come before anything slow: reaching the pipeline is an error."""
+        monkeypatch.setattr(jobs, "_deblur", None)
+
+    @pytest.mark.parametrize(
+        ("name", "reason"),
+        [
+            ("missing.png", "no such file"),
+            ("empty.png", "empty"),
+            ("words.jpg", "not a picture"),
+            ("cut.png", "cut short"),
+            ("cut.jpg", "cut short"),
+            ("tiny.png", "too few"),
+            ("nan.tif", "NaN"),
+            ("deep.png", "16-bit"),
+        ],
+    )
+    def test_bad_picture(self, workplace, refused, name, reason):
+        make_bad_pictures(workplace)
+        message = refused(f"--image={name}")
+        assert name in message
+        assert reason in message
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["--kernel_size=4"], ["4", "odd"]),
+            (["--kernel_size=-5"], ["-5", "odd"]),
+            (["--kernel_size=0"], ["0", "odd"]),
+            (["--kernel_size=big"], ["big", "odd"]),
+            (["--kernel_size=41"], ["photo.png", "41", "larger"]),
+            (["--preset=slow"], ["slow", "fast"]),
+            (["--final=best"], ["best", "sparse"]),
+            (["--num_iterations=0"], ["num_iterations"]),
+            (["--num_restarts=0"], ["num_restarts"]),
+            (["--seed=x"], ["seed"]),
+            (["--sede=1"], ["sede"]),
+            (["photo.png"], ["photo.png", "--image"]),
+            (["--kernel=none.npy"], ["none.npy"]),
+            (["--kernel=zero.npy"], ["zero.npy", "zero"]),
+            (["--kernel=negative.npy"], ["negative.npy", "negative"]),
+            (["--kernel=black.png"], ["black.png", "zero"]),
+            (["--kernel=large.npy"], ["photo.png", "51", "larger"]),
+            (["--kernel=good.npy", "--kernel_size=5"], ["--kernel_size"]),
+            (["--reference=none.png"], ["none.png"]),
+            (["--reference=other.png"], ["photo.png", "50×40", "30×40"]),
+            (["--image=*.png", "--reference=photo.png"], ["--reference", "one"]),
+            (["--output_dir=photo.png"], ["photo.png", "--output_dir"]),
+            (["--output_dir=photo.png/below"], ["photo.png/below", "--output_dir"]),
+            (["--image="], ["--image"]),
+            (["--image=*.gif"], ["*.gif"]),
+        ],
+    )
+    def test_bad_flag(self, workplace, refused, arguments, words):
+        np.save("zero.npy", np.zeros((5, 5)))
+        np.save("negative.npy", -np.eye(5))
+        np.save("large.npy", np.ones((51, 51)))
+        np.save("good.npy", np.ones((5, 5)))
+        Image.new("L", (5, 5)).save("black.png")
+        save(workplace / "other.png", (40, 30, 3))
+        message = refused("--image=photo.png", *arguments)
+        for word in words:
+            assert word in message
+
+    @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the superuser may write everywhere")
+    def test_folder_without_permission(self, workplace, refused):
+        (workplace / "locked").mkdir(mode=0o500)
+        assert "locked" in refused("--image=photo.png", "--output_dir=locked")
+
+    def test_no_image(self, refused):
+        assert "--image" in refused()
+
+    def test_a_full_disk_leaves_nothing_behind(self, workplace, quick, refused, monkeypatch):
+        monkeypatch.undo()
+        monkeypatch.chdir(workplace)
+
+        def full(*_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(jobs, "_deblur", lambda path, picture, settings: _result_like(picture))
+        monkeypatch.setattr(jobs, "write_report", full)
+        assert "No space left" in refused("--image=photo.png")
+
+
+def _result_like(picture):
+    fields = {field.name: None for field in dataclasses.fields(pipeline.Result)}
+    known = {
+        "restored": picture.pixels,
+        "kernel": np.ones((3, 3), np.float32) / 9,
+        "candidates": (),
+        "history": {},
+        "seconds": {},
+        "warnings": (),
+    }
+    return pipeline.Result(**{**fields, **known})
+
+
+class TestInformation:
+    def test_help_names_every_flag_once(self, cli):
+        status, lines, _ = cli("--help")
+        text = "\n".join(lines)
+        assert status == 0
+        for name in (
+            "image",
+            "output_dir",
+            "preset",
+            "kernel_size",
+            "kernel",
+            "num_iterations",
+            "num_restarts",
+            "seed",
+            "final",
+        ):
+            assert f"--{name}:" in text
+
+    def test_presets_and_version(self, cli):
+        status, lines, _ = cli("--list_presets")
+        assert status == 0
+        assert any(line.startswith("fast") for line in lines)
+        assert cli("--version")[0] == 0
+
+    def test_interrupted(self, workplace, quick, cli, monkeypatch):
+        def interrupt(*_, **__):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(pipeline, "deblur", interrupt)
+        status, _, errors = cli("--image=photo.png")
+        assert status == 130
+        assert len(errors) == 1
+        assert files_below(workplace) == ["photo.png"]
+
+
+def test_a_usage_error_does_not_wait_for_jax():
+    command = [sys.executable, "-X", "importtime", "-m", "jaxdeblur.main", "--image=no_such_file.png"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert found.returncode == 1
+    assert "no_such_file.png" in found.stderr
+    imported = {line.split("|")[-1].strip() for line in found.stderr.splitlines() if line.startswith("import time:")}
+    assert "jax" not in imported
+    assert "Traceback" not in found.stderr
