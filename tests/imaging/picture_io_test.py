@@ -1,11 +1,14 @@
 """What goes through the reader and the writer comes out as it went in, or is refused with a reason."""
 
+import contextlib
 import pathlib
 import zlib
 
 import numpy as np
 import pytest
 import tifffile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 
 from jaxdeblur.errors import InputError
@@ -318,6 +321,26 @@ class TestRefusals:
     def test_print_colours(self, tmp_path):
         Image.new("CMYK", (40, 50)).save(tmp_path / "in.jpg")
         assert "CMYK" in refusal(tmp_path / "in.jpg")
+
+    @pytest.mark.parametrize("name", ["8.png", "8.jpg", "8.tif", "8.webp", "8.bmp", "16.tif", "16.png"])
+    @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(damage=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=8))
+    def test_any_damage_is_survived_or_refused(self, tmp_path, name, damage):
+        path = tmp_path / name
+        if name == "16.tif":
+            tifffile.imwrite(path, random_samples((40, 50, 3), np.uint16), photometric="rgb", compression="zlib")
+        else:
+            colours = (3,) if name.startswith("8") else ()
+            samples = random_samples((40, 50, *colours), np.uint8 if colours else np.uint16)
+            Image.fromarray(samples).save(path, exif=some_exif().tobytes())
+        data = bytearray(path.read_bytes())
+        for place, value in damage:
+            # Squared, so that headers are hit more often than pixels.
+            data[int(place**2 * len(data))] = value
+        path.write_bytes(data)
+        with contextlib.suppress(InputError):
+            picture = read_picture(path)
+            assert np.isfinite(picture.pixels).all()
 
 
 class TestStaged:
