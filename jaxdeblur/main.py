@@ -9,6 +9,7 @@ import dataclasses
 import logging
 import pathlib
 import sys
+import textwrap
 from collections.abc import Sequence
 
 from absl import flags
@@ -92,7 +93,7 @@ def _main(argv: Sequence[str], relaunch: bool) -> int:
     values = define_flags()
     _, *unexpected = values(list(argv))
     if values.help:
-        print(f"{USAGE}\n{values.get_help()}")
+        print(_help(values))
     elif values.version:
         print(__version__)
     elif values.list_presets:
@@ -170,6 +171,17 @@ def _config(values: flags.FlagValues) -> Config:
     return config.override(
         kernel_size=kernel_size, num_iterations=values.num_iterations, num_restarts=values.num_restarts, final=values.final
     )
+
+
+def _help(values: flags.FlagValues) -> str:
+    """Our flags in the order of their definition, without those that absl adds of its own."""
+    modules = values.flags_by_module_dict()
+    own = [flag for module, flags_of_it in modules.items() if not module.startswith("absl") for flag in flags_of_it]
+    lines = [USAGE, ""]
+    for flag in own:
+        text = flag.help if flag.default is None or flag.default is False else f"{flag.help} Default: {flag.default}."
+        lines += textwrap.wrap(text, width=100, initial_indent=f"  --{flag.name:<15} ", subsequent_indent=" " * 20)
+    return "\n".join(lines)
 
 
 def _preset_list() -> str:
