@@ -15,11 +15,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# Winograd's F(2, 3): two outputs of a three-tap filter from four products. ``_INPUT[k]`` lists (offset, sign) of the inputs
-# summed for product k, ``_OUTPUT[o]`` (product, sign) of those summed for output o; ``_FILTER @ taps`` are the filter's parts.
-_INPUT = (((0, 1), (2, -1)), ((1, 1), (2, 1)), ((2, 1), (1, -1)), ((1, 1), (3, -1)))
-_OUTPUT = (((0, 1), (1, 1), (2, 1)), ((1, 1), (2, -1), (3, -1)))
-_FILTER = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
+# Images of fewer pixels do not repay the sums that minimal filtering needs (measured on two cores).
+MIN_PIXELS_MINIMAL_FILTERING = 2_000
+
+# Winograd's F(2, 3): two outputs of a three-tap filter from four products instead of six. ``_INPUTS[p]`` holds the
+# (position in the window of four, sign) of the samples summed for product p, ``_OUTPUTS[o]`` the (product, sign) of the
+# products summed for output o; row p of ``_FILTERS`` times the taps is the factor of product p.
+Terms = tuple[tuple[int, int], ...]
+_INPUTS: tuple[Terms, ...] = (((0, 1), (2, -1)), ((1, 1), (2, 1)), ((2, 1), (1, -1)), ((1, 1), (3, -1)))
+_OUTPUTS: tuple[Terms, ...] = (((0, 1), (1, 1), (2, 1)), ((1, 1), (2, -1), (3, -1)))
+_FILTERS = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
 
 
 def use_library_convolutions() -> bool:
@@ -36,32 +41,6 @@ def pad_reflect(image: jax.Array) -> jax.Array:
 def conv1x1(image: jax.Array, kernel: jax.Array) -> jax.Array:
     """Mixes channels: ``image [..., H, W, C]``, ``kernel [C, D]`` → ``[..., H, W, D]``."""
     return image @ kernel
-
-
-def _even(image: jax.Array) -> jax.Array:
-    """Fills ``image [..., H, W, C]`` with zeros to even height and width."""
-    lead = [(0, 0)] * (image.ndim - 3)
-    return jnp.pad(image, [*lead, (0, image.shape[-3] % 2), (0, image.shape[-2] % 2), (0, 0)])
-
-
-def _phases(image: jax.Array) -> tuple[list[list[jax.Array]], tuple[int, int]]:
-    """Splits an even-sized image by the parity of row and column.
-
-    Returns:
-      ``phases[row parity][column parity]``, each flattened to ``[..., (H/2)·(W/2), C]``, and ``(H/2, W/2)``.
-    """
-    *lead, height, width, channels = image.shape
-    rows, columns = height // 2, width // 2
-    split = image.reshape(*lead, rows, 2, columns, 2, channels)
-    flat = (*lead, rows * columns, channels)
-    return [[split[..., :, a, :, b, :].reshape(flat) for b in (0, 1)] for a in (0, 1)], (rows, columns)
-
-
-def _unflatten(flat: jax.Array, rows: int, columns: int, keep: int) -> jax.Array:
-    """Turns ``flat [..., n, D]`` (n ≤ rows·columns) into ``[..., rows, keep, D]``, dropping each row's junk columns."""
-    *lead, length, channels = flat.shape
-    full = jnp.pad(flat, [*[(0, 0)] * len(lead), (0, rows * columns - length), (0, 0)])
-    return full.reshape(*lead, rows, columns, channels)[..., :keep, :]
 
 
 def _library_conv(padded: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
@@ -84,13 +63,83 @@ def _signed_sum(parts: list[tuple[jax.Array, int]]) -> jax.Array:
     return total
 
 
+def gathered3x3(image: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+    """Valid 3×3 filtering as one matrix product, the nine shifted images side by side along the channels.
+
+    Args:
+      image: ``[..., H, W, C]``.
+      kernel: ``[3, 3, C, D]``.
+      stride: between outputs.
+
+    Returns:
+      ``[..., ⌈(H-2)/stride⌉, ⌈(W-2)/stride⌉, D]``.
+    """
+    *_, height, width, channels = image.shape
+    shifted = [
+        image[..., row : height - 2 + row : stride, column : width - 2 + column : stride, :]
+        for row in range(3)
+        for column in range(3)
+    ]
+    return jnp.concatenate(shifted, axis=-1) @ kernel.reshape(9 * channels, -1)
+
+
+def minimal3x3(image: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Valid 3×3 filtering by Winograd's F(2×2, 3×3): 4 multiplications per pixel and channel pair instead of 9.
+
+    Every 2×2 block of outputs comes from a 4×4 window of which 16 signed sums are taken; each is multiplied, over all
+    windows at once, by one matrix, and signed sums of the products are the outputs. The image is split by the parity of row and
+    column and each part flattened: the samples at one position of all windows are then one contiguous slice of one
+    part, so nothing is gathered. The last window of each row reaches over its end; it is junk and cut off.
+
+    Args:
+      image: ``[..., H, W, C]``.
+      kernel: ``[3, 3, C, D]``.
+
+    Returns:
+      ``[..., H-2, W-2, D]``.
+
+    Source: Lavin & Gray, "Fast algorithms for convolutional neural networks", CVPR 2016, https://arxiv.org/abs/1509.09308.
+    """
+    *lead, height, width, channels = image.shape
+    spare = [(0, 0)] * len(lead)
+    rows, columns = (height + 1) // 2, (width + 1) // 2
+    even = jnp.pad(image, [*spare, (0, height % 2), (0, width % 2), (0, 0)])
+    even = even.reshape(*lead, rows, 2, columns, 2, channels)
+    parts = [[even[..., :, a, :, b, :].reshape(*lead, rows * columns, channels) for b in (0, 1)] for a in (0, 1)]
+    windows = (rows - 1) * columns - 1
+
+    def samples(row: int, column: int) -> jax.Array:
+        start = (row // 2) * columns + column // 2
+        return lax.slice_in_dim(parts[row % 2][column % 2], start, start + windows, axis=-2)
+
+    filters = jnp.asarray(_FILTERS, kernel.dtype)
+    factors = jnp.einsum("ai,bj,ijcd->abcd", filters, filters, kernel)
+    products = [
+        [
+            _signed_sum([(samples(row, column), p * q) for row, p in upright for column, q in level]) @ factors[a, b]
+            for b, level in enumerate(_INPUTS)
+        ]
+        for a, upright in enumerate(_INPUTS)
+    ]
+
+    def output(upright: Terms, level: Terms) -> jax.Array:
+        flat = _signed_sum([(products[a][b], p * q) for a, p in upright for b, q in level])
+        flat = jnp.pad(flat, [*spare, (0, 1), (0, 0)])
+        return flat.reshape(*lead, rows - 1, columns, -1)[..., : columns - 1, :]
+
+    lines = [_interleave([output(upright, level) for level in _OUTPUTS], -2) for upright in _OUTPUTS]
+    return _interleave(lines, -3)[..., : height - 2, : width - 2, :]
+
+
+def _interleave(images: list[jax.Array], axis: int) -> jax.Array:
+    """Weaves images of one shape together along ``axis`` (negative)."""
+    shape = list(images[0].shape)
+    shape[axis] *= len(images)
+    return jnp.stack(images, axis=axis).reshape(shape)
+
+
 def conv3x3(image: jax.Array, kernel: jax.Array) -> jax.Array:
     """3×3 convolution (in the networks' sense: no flip) with reflected borders.
-
-    On CPUs by Winograd's minimal filtering F(2×2, 3×3): of every 4×4 window 16 signed sums are taken, each is one matrix
-    product over all windows, and signed sums of the products are the 2×2 outputs: 4 products per pixel instead of 9. The
-    windows of one kind are contiguous in the image's four parity phases, flattened, so nothing is gathered; the
-    last window of each row is junk and cut off.
 
     Args:
       image: ``[..., H, W, C]``, H and W at least 2.
@@ -98,39 +147,14 @@ def conv3x3(image: jax.Array, kernel: jax.Array) -> jax.Array:
 
     Returns:
       ``[..., H, W, D]``.
-
-    Source: Lavin & Gray, "Fast algorithms for convolutional neural networks", CVPR 2016, https://arxiv.org/abs/1509.09308.
     """
     chex.assert_shape(kernel, (3, 3, image.shape[-1], None))
-    *lead, height, width, _ = image.shape
     padded = pad_reflect(image)
     if use_library_convolutions():
         return _library_conv(padded, kernel, 1)
-    phases, (rows, columns) = _phases(_even(padded))
-    windows = (rows - 1) * columns - 1
-
-    def sample(row: int, column: int) -> jax.Array:
-        start = (row // 2) * columns + column // 2
-        return lax.slice_in_dim(phases[row % 2][column % 2], start, start + windows, axis=-2)
-
-    parts = jnp.asarray(_FILTER, kernel.dtype)
-    filters = jnp.einsum("ai,bj,ijcd->abcd", parts, parts, kernel)
-    products = [
-        [
-            _signed_sum([(sample(row, column), p * q) for row, p in _INPUT[a] for column, q in _INPUT[b]]) @ filters[a, b]
-            for b in range(4)
-        ]
-        for a in range(4)
-    ]
-
-    def output(row: int, column: int) -> jax.Array:
-        flat = _signed_sum([(products[a][b], p * q) for a, p in _OUTPUT[row] for b, q in _OUTPUT[column]])
-        return _unflatten(flat, rows - 1, columns, columns - 1)
-
-    interleaved = [jnp.stack([output(row, 0), output(row, 1)], axis=-2) for row in (0, 1)]
-    result = jnp.stack(interleaved, axis=-4)
-    result = result.reshape(*lead, 2 * (rows - 1), 2 * (columns - 1), kernel.shape[-1])
-    return result[..., :height, :width, :]
+    if image.shape[-3] * image.shape[-2] < MIN_PIXELS_MINIMAL_FILTERING:
+        return gathered3x3(padded, kernel)
+    return minimal3x3(padded, kernel)
 
 
 def conv3x3_stride2(image: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -141,21 +165,10 @@ def conv3x3_stride2(image: jax.Array, kernel: jax.Array) -> jax.Array:
       kernel: ``[3, 3, C, D]``.
     """
     chex.assert_shape(kernel, (3, 3, image.shape[-1], None))
-    *_, height, width, _ = image.shape
     padded = pad_reflect(image)
     if use_library_convolutions():
         return _library_conv(padded, kernel, 2)
-    out_rows, out_columns = (height + 1) // 2, (width + 1) // 2
-    phases, (_, columns) = _phases(_even(padded))
-    length = (out_rows - 1) * columns + out_columns
-    total = None
-    for row in range(3):
-        for column in range(3):
-            start = (row // 2) * columns + column // 2
-            part = lax.slice_in_dim(phases[row % 2][column % 2], start, start + length, axis=-2) @ kernel[row, column]
-            total = part if total is None else total + part
-    assert total is not None
-    return _unflatten(total, out_rows, columns, out_columns)
+    return gathered3x3(padded, kernel, 2)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))

@@ -25,14 +25,15 @@ class TrainState:
 
     Attributes:
       step: steps done, a scalar that all restarts share.
-      params: ``{"image": …, "kernel": …}`` (no ``kernel`` when the kernel is known), leaves with a leading axis R.
+      params: ``{"image": …, "kernel": …}`` (no ``kernel`` when the kernel is known), all parameters of a generator as one
+        vector ``[R, P]``: the optimiser's update is then one operation, not one for each of a hundred small arrays.
       opt_state: the optimiser's, same keys as ``params``; moments have a leading axis R, counts do not.
       latents: the generators' fixed inputs, same keys as ``params``, leading axis R.
       keys: ``[R]`` typed random keys, one per restart; step t uses ``fold_in(key, t)``.
     """
 
     step: jax.Array
-    params: Params
+    params: dict[str, jax.Array]
     opt_state: dict[str, optax.OptState]
     latents: dict[str, jax.Array]
     keys: jax.Array
