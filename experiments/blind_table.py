@@ -1,0 +1,161 @@
+"""Deblurs a benchmark set blindly and prints PSNR and SSIM of every image, before and after.
+
+    python experiments/blind_table.py --dataset=levin --data_dir=data/levin
+    python experiments/blind_table.py --dataset=lai --data_dir=data/lai --kernel_size=published --match='text_*' --csv=text.csv
+
+Metrics are taken at the best quarter-pixel shift (see jaxdeblur/evaluation/metrics.py) of the restored image clipped to [0, 1].
+Seconds are those of the whole run of an image; compilation is in them unless its programs are in the cache.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import fnmatch
+import os
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import jax
+import numpy as np
+from absl import app, flags
+
+from jaxdeblur import runtime
+from jaxdeblur.config import Config
+from jaxdeblur.deblur import Result, deblur
+from jaxdeblur.errors import InputError
+from jaxdeblur.evaluation.datasets import LAYOUTS, Example, find_examples
+from jaxdeblur.evaluation.metrics import aligned_metrics
+from jaxdeblur.presets import PRESETS
+
+_DATASET = flags.DEFINE_enum("dataset", "levin", sorted(LAYOUTS), "Which set.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the set.", required=True)
+_PRESET = flags.DEFINE_enum("preset", "fast", sorted(PRESETS), "The method.")
+_KERNEL_SIZE = flags.DEFINE_string("kernel_size", "auto", "'auto', 'published' (each kernel's own), or an odd number.")
+_SEEDS = flags.DEFINE_multi_integer("seed", [0], "Seed; repeat the flag for several runs of each image.")
+_MATCH = flags.DEFINE_string("match", "*", "Only images whose names match this pattern.")
+_LIMIT = flags.DEFINE_integer("limit", None, "Only the first so many images.", lower_bound=1)
+_CSV = flags.DEFINE_string("csv", None, "Also write the rows to this file.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    name: str
+    seed: int
+    input_psnr: float
+    input_ssim: float
+    psnr: float
+    ssim: float
+    seconds: float
+    kernel_side: int
+    chosen: str
+
+
+NUMBERS = ("input_psnr", "input_ssim", "psnr", "ssim", "seconds")
+
+
+def measure(
+    examples: Iterable[Example], seeds: Sequence[int], run: Callable[[np.ndarray, Example, int], Result]
+) -> Iterator[Row]:
+    """Runs every image with every seed and yields a row as soon as it is known.
+
+    Args:
+      examples: the images.
+      seeds: of the runs.
+      run: takes the blurry image ``[H, W]``, its example and a seed.
+    """
+    for example in examples:
+        blurry, sharp = example.load()
+        before = aligned_metrics(blurry, sharp)
+        for seed in seeds:
+            start = time.perf_counter()
+            result = run(blurry, example, seed)
+            seconds = time.perf_counter() - start
+            after = aligned_metrics(np.clip(result.restored, 0.0, 1.0), sharp)
+            side = max(result.kernel.shape)
+            yield Row(example.name, seed, before.psnr, before.ssim, after.psnr, after.ssim, seconds, side, result.chosen)
+
+
+def summary(rows: Sequence[Row]) -> list[str]:
+    """Lines with mean, median, smallest and largest value of every number, aligned with the rows'."""
+    lines = []
+    for name, reduce in (("mean", statistics.fmean), ("median", statistics.median), ("min", min), ("max", max)):
+        values = [reduce([getattr(row, number) for row in rows]) for number in NUMBERS]
+        lines.append(_line(f"{name} of {len(rows)}", "", values, "", ""))
+    return lines
+
+
+def header() -> str:
+    """The first line of the table."""
+    return f"{'image':<24}{'seed':>5}{'in dB':>8}{'SSIM':>7}{'out dB':>8}{'SSIM':>7}{'s':>8}{'side':>6}  chosen"
+
+
+def line(row: Row) -> str:
+    """One row as text."""
+    return _line(row.name, str(row.seed), [getattr(row, number) for number in NUMBERS], str(row.kernel_side), row.chosen)
+
+
+def _line(name: str, seed: str, values: Sequence[float], side: str, chosen: str) -> str:
+    before, before_ssim, after, after_ssim, seconds = values
+    return (
+        f"{name:<24}{seed:>5}{before:>8.2f}{before_ssim:>7.3f}{after:>8.2f}{after_ssim:>7.3f}{seconds:>8.1f}{side:>6}  {chosen}"
+    ).rstrip()
+
+
+def configured(config: Config, kernel_size: str, example: Example) -> Config:
+    """``config`` with the kernel size that ``--kernel_size`` asks for.
+
+    Raises:
+      InputError: it is neither 'auto' nor 'published' nor an odd number.
+    """
+    if kernel_size == "auto":
+        return dataclasses.replace(config, kernel_size=None)
+    try:
+        side = example.kernel_size if kernel_size == "published" else int(kernel_size)
+    except ValueError:
+        raise InputError(f"--kernel_size={kernel_size} is no size: give 'auto', 'published' or an odd number") from None
+    return dataclasses.replace(config, kernel_size=side)
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    try:
+        found = find_examples(_DATASET.value, pathlib.Path(_DATA_DIR.value).expanduser())
+        examples = [example for example in found if fnmatch.fnmatch(example.name, _MATCH.value)][: _LIMIT.value]
+        if not examples:
+            raise InputError(f"--match={_MATCH.value} fits no image of the set: names look like {found[0].name}")
+        configs = {example: configured(PRESETS[_PRESET.value], _KERNEL_SIZE.value, example) for example in examples}
+        runtime.setup_compilation_cache(None)
+
+        def run(blurry: np.ndarray, example: Example, seed: int) -> Result:
+            return deblur(blurry, configs[example], key=jax.random.key(seed))
+
+        rows = _report(measure(examples, _SEEDS.value, run), _CSV.value)
+    except InputError as error:
+        sys.exit(str(error))
+    print(*summary(rows), sep="\n")
+
+
+def _report(rows: Iterable[Row], path: str | None) -> list[Row]:
+    """Prints rows as they come, and writes them to a CSV file where one is asked for."""
+    print(header(), flush=True)
+    done = []
+    with open(path or os.devnull, "w", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Row)])
+        writer.writeheader()
+        for row in rows:
+            print(line(row), flush=True)
+            writer.writerow(dataclasses.asdict(row))
+            file.flush()
+            done.append(row)
+    return done
+
+
+if __name__ == "__main__":
+    app.run(main)
