@@ -4,7 +4,8 @@
     python experiments/blind_table.py --dataset=lai --data_dir=data/lai --kernel_size=published --match='text_*' --csv=text.csv
 
 Metrics are taken at the best quarter-pixel shift (see jaxdeblur/evaluation/metrics.py) of the restored image clipped to [0, 1].
-Seconds are those of the whole run of an image; compilation is in them unless its programs are in the cache.
+Seconds are those of the whole run of an image; compilation is in them unless its programs are in the cache. As the command line
+does, the script starts itself anew on Linux CPUs to get huge memory pages (see jaxdeblur/runtime.py).
 """
 
 from __future__ import annotations
@@ -123,6 +124,7 @@ def configured(config: Config, kernel_size: str, example: Example) -> Config:
 
 
 def main(argv: list[str]) -> None:
+    runtime.relaunch_with_huge_pages()
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     try:
@@ -131,7 +133,7 @@ def main(argv: list[str]) -> None:
         if not examples:
             raise InputError(f"--match={_MATCH.value} fits no image of the set: names look like {found[0].name}")
         configs = {example: configured(PRESETS[_PRESET.value], _KERNEL_SIZE.value, example) for example in examples}
-        runtime.setup_compilation_cache(None)
+        runtime.set_up_cache()
 
         def run(blurry: np.ndarray, example: Example, seed: int) -> Result:
             return deblur(blurry, configs[example], key=jax.random.key(seed))
