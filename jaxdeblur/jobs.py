@@ -117,7 +117,7 @@ def _deblur(path: pathlib.Path, picture: Picture, settings: Settings) -> Result:
 def _setup_cache(setting: str | None) -> None:
     from jaxdeblur import runtime
 
-    runtime.setup_compilation_cache(setting)
+    runtime.set_up_cache(setting)
 
 
 def _metrics(picture: Picture, result: Result, reference: Picture | None) -> dict[str, dict[str, Any]] | None:

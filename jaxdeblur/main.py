@@ -40,7 +40,7 @@ def main(argv: Sequence[str], *, relaunch: bool = False) -> int:
     Returns:
       The exit status.
     """
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # what it would say, our one-line errors do
+    _set_up_logging()
     try:
         return _main(argv, relaunch)
     except (InputError, flags.Error) as error:
@@ -101,11 +101,11 @@ def _main(argv: Sequence[str], relaunch: bool) -> int:
     else:
         if unexpected:
             raise InputError(f"unexpected argument {unexpected[0]!r}; flags look like --image={unexpected[0]}")
-        return _deblur_all(values, argv, relaunch)
+        return _deblur_all(values, relaunch)
     return 0
 
 
-def _deblur_all(values: flags.FlagValues, argv: Sequence[str], relaunch: bool) -> int:
+def _deblur_all(values: flags.FlagValues, relaunch: bool) -> int:
     if not values.image:
         raise InputError(f"--image is missing; {USAGE}")
     messages: list[str] = []
@@ -118,7 +118,7 @@ def _deblur_all(values: flags.FlagValues, argv: Sequence[str], relaunch: bool) -
     if relaunch and values.huge_pages == "auto":
         from jaxdeblur import runtime
 
-        runtime.relaunch_with_huge_pages(argv)  # does not return if it does anything
+        runtime.relaunch_with_huge_pages()  # does not return if it does anything
     for message in messages:
         _say(message)
     failures = 0
@@ -188,6 +188,22 @@ def _preset_list() -> str:
     from jaxdeblur.presets import PRESETS
 
     return "\n".join(sorted(PRESETS))
+
+
+class _SayHandler(logging.Handler):
+    """Log records of the library as plain lines among the command line's own."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _say(self.format(record))
+
+
+def _set_up_logging() -> None:
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # what it would say, our one-line errors do
+    logger = logging.getLogger("jaxdeblur")
+    if not logger.handlers:
+        logger.addHandler(_SayHandler())
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
 
 
 def _say(message: str) -> None:
