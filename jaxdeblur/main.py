@@ -203,7 +203,6 @@ def _set_up_logging() -> None:
     if not logger.handlers:
         logger.addHandler(_SayHandler())
         logger.setLevel(logging.INFO)
-        logger.propagate = False
 
 
 def _say(message: str) -> None:

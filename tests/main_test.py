@@ -362,3 +362,35 @@ def test_a_usage_error_does_not_wait_for_jax():
     imported = {line.split("|")[-1].strip() for line in found.stderr.splitlines() if line.startswith("import time:")}
     assert "jax" not in imported
     assert "Traceback" not in found.stderr
+
+
+class TestRealPipeline:
+    """A corner of the sample, through everything: small, so that it is quick."""
+
+    @pytest.fixture
+    def corner(self, workplace):
+        for name in ("blurry", "sharp"):
+            with Image.open(ROOT / "experiments" / "sample" / f"{name}.png") as picture:
+                picture.crop((60, 0, 188, 112)).save(workplace / f"{name}.png")
+        return workplace
+
+    def test_known_kernel_in_a_process_of_its_own(self, corner):
+        kernel = ROOT / "experiments" / "sample" / "kernel.png"
+        command = [sys.executable, "-m", "jaxdeblur.main", "--image=blurry.png", "--reference=sharp.png", f"--kernel={kernel}"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        cache = f"--cache_dir={corner / 'cache'}"
+        found = subprocess.run([*command, cache], cwd=corner, env=environment, capture_output=True, text=True, check=False)
+        assert found.returncode == 0, found.stderr
+        metrics = json.loads((corner / "deblurred" / "blurry_report.json").read_text())["metrics"]
+        assert metrics["output"]["psnr"] > metrics["input"]["psnr"] + 3
+
+    def test_blind_and_the_same_twice(self, corner, cli):
+        for folder in ("one", "two"):
+            arguments = ["--image=blurry.png", f"--output_dir={folder}", "--num_iterations=4", "--kernel_size=21"]
+            status, _, errors = cli(*arguments, f"--cache_dir={os.environ['JAX_COMPILATION_CACHE_DIR']}")
+            assert (status, errors) == (0, [])
+        for name in ("blurry_deblurred.png", "blurry_kernel.npy", "blurry_kernel.png", "blurry_preview.png"):
+            assert (corner / "one" / name).read_bytes() == (corner / "two" / name).read_bytes()
+        report = json.loads((corner / "one" / "blurry_report.json").read_text())
+        assert sum(candidate["chosen"] for candidate in report["candidates"]) == 1
+        assert np.load(corner / "one" / "blurry_kernel.npy").shape == (21, 21)
