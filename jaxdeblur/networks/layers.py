@@ -38,9 +38,29 @@ def pad_reflect(image: jax.Array) -> jax.Array:
     return jnp.pad(image, [*lead, (1, 1), (1, 1), (0, 0)], mode="reflect")
 
 
+@jax.custom_vjp
+def channel_product(image: jax.Array, matrix: jax.Array) -> jax.Array:
+    """``image [..., C] @ matrix [C, D]`` → ``[..., D]``.
+
+    The gradient is written out so that the image stands on the left in the matrix's: the other way round, XLA's CPU
+    compiler writes a transposed copy of the whole cotangent first, which takes longer than the product.
+    """
+    return image @ matrix
+
+
+def _channel_product_backward(residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    image, matrix = residuals
+    image_grad = cotangent @ matrix.T
+    left, right = image.reshape(-1, image.shape[-1]), cotangent.reshape(-1, cotangent.shape[-1])
+    return image_grad, lax.dot_general(left, right, (((0,), (0,)), ((), ())))
+
+
+channel_product.defvjp(lambda image, matrix: (image @ matrix, (image, matrix)), _channel_product_backward)
+
+
 def conv1x1(image: jax.Array, kernel: jax.Array) -> jax.Array:
     """Mixes channels: ``image [..., H, W, C]``, ``kernel [C, D]`` → ``[..., H, W, D]``."""
-    return image @ kernel
+    return channel_product(image, kernel)
 
 
 def _library_conv(padded: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
@@ -80,7 +100,7 @@ def gathered3x3(image: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Arr
         for row in range(3)
         for column in range(3)
     ]
-    return jnp.concatenate(shifted, axis=-1) @ kernel.reshape(9 * channels, -1)
+    return channel_product(jnp.concatenate(shifted, axis=-1), kernel.reshape(9 * channels, -1))
 
 
 def minimal3x3(image: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -104,8 +124,7 @@ def minimal3x3(image: jax.Array, kernel: jax.Array) -> jax.Array:
     spare = [(0, 0)] * len(lead)
     rows, columns = (height + 1) // 2, (width + 1) // 2
     even = jnp.pad(image, [*spare, (0, height % 2), (0, width % 2), (0, 0)])
-    even = even.reshape(*lead, rows, 2, columns, 2, channels)
-    parts = [[even[..., :, a, :, b, :].reshape(*lead, rows * columns, channels) for b in (0, 1)] for a in (0, 1)]
+    parts = [[part.reshape(*lead, rows * columns, channels) for part in line] for line in _split_by_parity(even)]
     windows = (rows - 1) * columns - 1
 
     def samples(row: int, column: int) -> jax.Array:
@@ -116,7 +135,9 @@ def minimal3x3(image: jax.Array, kernel: jax.Array) -> jax.Array:
     factors = jnp.einsum("ai,bj,ijcd->abcd", filters, filters, kernel)
     products = [
         [
-            _signed_sum([(samples(row, column), p * q) for row, p in upright for column, q in level]) @ factors[a, b]
+            channel_product(
+                _signed_sum([(samples(row, column), p * q) for row, p in upright for column, q in level]), factors[a, b]
+            )
             for b, level in enumerate(_INPUTS)
         ]
         for a, upright in enumerate(_INPUTS)
@@ -129,6 +150,21 @@ def minimal3x3(image: jax.Array, kernel: jax.Array) -> jax.Array:
 
     lines = [_interleave([output(upright, level) for level in _OUTPUTS], -2) for upright in _OUTPUTS]
     return _interleave(lines, -3)[..., : height - 2, : width - 2, :]
+
+
+@jax.custom_vjp
+def _split_by_parity(image: jax.Array) -> list[list[jax.Array]]:
+    """``parts[row parity][column parity]``, each ``[..., H/2, W/2, C]``, of an even-sized image.
+
+    The gradient is written out as the weaving that it is; derived, it would be a sum of four full-sized images.
+    """
+    return [[image[..., a::2, b::2, :] for b in (0, 1)] for a in (0, 1)]
+
+
+_split_by_parity.defvjp(
+    lambda image: (_split_by_parity(image), None),
+    lambda _, parts: (_interleave([_interleave(line, -2) for line in parts], -3),),
+)
 
 
 def _interleave(images: list[jax.Array], axis: int) -> jax.Array:
@@ -185,7 +221,7 @@ def normalise_activate(
       image: ``[..., H, W, C]``.
       scale: ``[C]``.
       bias: ``[C]``.
-      negative_slope: slope of the LeakyReLU below zero; 1 leaves the activation out.
+      negative_slope: slope of the LeakyReLU below zero, in (0, 1]; 1 leaves the activation out.
       epsilon: added to the variance.
 
     Source: Ioffe & Szegedy, "Batch normalization", ICML 2015.
@@ -194,13 +230,14 @@ def normalise_activate(
 
 
 def spatial_moments(image: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and biased variance ``[..., 1, 1, C]`` over the pixels of ``image [..., H, W, C]``."""
+    """Mean and biased variance ``[..., 1, 1, C]`` over the pixels of ``image [..., H, W, C]``.
+
+    As ``E[x²] − E[x]²``, for the sake of one pass over memory: features of a freshly mixed layer have means of the order of
+    their deviations, so nothing is lost that single precision could keep.
+    """
     mean = jnp.mean(image, axis=(-3, -2), keepdims=True)
-    return mean, jnp.mean(jnp.square(image - mean), axis=(-3, -2), keepdims=True)
-
-
-def _activate(value: jax.Array, negative_slope: float) -> jax.Array:
-    return jnp.where(value >= 0, value, negative_slope * value)
+    square = jnp.mean(jnp.square(image), axis=(-3, -2), keepdims=True)
+    return mean, jnp.maximum(square - jnp.square(mean), 0.0)
 
 
 _Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
@@ -211,42 +248,68 @@ def _normalise_activate_forward(
 ) -> tuple[jax.Array, _Residuals]:
     mean, variance = spatial_moments(image)
     inverse = lax.rsqrt(variance + epsilon)
-    value = (image - mean) * (inverse * scale) + bias
-    return _activate(value, negative_slope), (image, mean, inverse, scale, bias)
+    gain = inverse * scale
+    value = image * gain + (bias - mean * gain)
+    activated = jnp.maximum(value, negative_slope * value) if negative_slope < 1 else value
+    return activated, (image, activated, mean, inverse, scale)
 
 
 def _normalise_activate_backward(
     negative_slope: float, epsilon: float, residuals: _Residuals, cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     del epsilon
-    image, mean, inverse, scale, bias = residuals
-    normalised = (image - mean) * inverse
-    through = jnp.where(normalised * scale + bias >= 0, cotangent, negative_slope * cotangent)
+    image, activated, mean, inverse, scale = residuals
+    # The activation keeps the sign, so its output tells where it was on the slope.
+    through = jnp.where(activated >= 0, cotangent, negative_slope * cotangent) if negative_slope < 1 else cotangent
     pixels = image.shape[-3] * image.shape[-2]
     sum_bias = jnp.sum(through, axis=(-3, -2), keepdims=True)
-    sum_scale = jnp.sum(through * normalised, axis=(-3, -2), keepdims=True)
-    grad_image = (scale * inverse) * (through - sum_bias / pixels - normalised * (sum_scale / pixels))
+    sum_scale = inverse * (jnp.sum(through * image, axis=(-3, -2), keepdims=True) - mean * sum_bias)
+    # dx = γ r (t − Σt / N − x̂ Σ(t x̂) / N) with x̂ = (x − m) r, gathered into one gain each for t and x.
+    gain = scale * inverse
+    image_gain = -gain * inverse * sum_scale / pixels
+    image_grad = gain * through + image_gain * image - (gain * sum_bias / pixels + image_gain * mean)
     axes = tuple(range(image.ndim - 1))
-    return grad_image, jnp.sum(sum_scale, axis=axes), jnp.sum(sum_bias, axis=axes)
+    return image_grad, jnp.sum(sum_scale, axis=axes), jnp.sum(sum_bias, axis=axes)
 
 
 normalise_activate.defvjp(_normalise_activate_forward, _normalise_activate_backward)
 
 
-def _double(image: jax.Array, axis: int) -> jax.Array:
-    """Doubles one axis: new samples lie a quarter of a pixel left and right of the old ones, edges repeated."""
+def _shifted(image: jax.Array, first: jax.Array | None, last: jax.Array | None, axis: int) -> jax.Array:
+    """``image`` moved by one sample along ``axis``: one is let in at the front (``first``) or at the back (``last``)."""
     size = image.shape[axis]
-    first = lax.slice_in_dim(image, 0, 1, axis=axis)
-    last = lax.slice_in_dim(image, size - 1, size, axis=axis)
-    before = jnp.concatenate([first, lax.slice_in_dim(image, 0, size - 1, axis=axis)], axis=axis)
-    after = jnp.concatenate([lax.slice_in_dim(image, 1, size, axis=axis), last], axis=axis)
-    doubled = jnp.stack([0.25 * before + 0.75 * image, 0.75 * image + 0.25 * after], axis=axis + 1)
-    return doubled.reshape(*image.shape[:axis], 2 * size, *image.shape[axis + 1 :])
+    if first is not None:
+        return jnp.concatenate([first, lax.slice_in_dim(image, 0, size - 1, axis=axis)], axis=axis)
+    assert last is not None
+    return jnp.concatenate([lax.slice_in_dim(image, 1, size, axis=axis), last], axis=axis)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _double(image: jax.Array, axis: int) -> jax.Array:
+    """Doubles one axis (negative): new samples lie a quarter of a pixel left and right of the old ones, edges repeated."""
+    size = image.shape[axis]
+    before = _shifted(image, lax.slice_in_dim(image, 0, 1, axis=axis), None, axis)
+    after = _shifted(image, None, lax.slice_in_dim(image, size - 1, size, axis=axis), axis)
+    return _interleave([0.25 * before + 0.75 * image, 0.75 * image + 0.25 * after], axis)
+
+
+def _double_backward(axis: int, _: None, cotangent: jax.Array) -> tuple[jax.Array]:
+    size = cotangent.shape[axis]
+    even = lax.slice_in_dim(cotangent, 0, size, stride=2, axis=axis)
+    odd = lax.slice_in_dim(cotangent, 1, size, stride=2, axis=axis)
+    half = size // 2
+    # The repeated edges send their share back to the edge itself.
+    after = _shifted(odd, lax.slice_in_dim(even, 0, 1, axis=axis), None, axis)
+    before = _shifted(even, None, lax.slice_in_dim(odd, half - 1, half, axis=axis), axis)
+    return (0.75 * (even + odd) + 0.25 * (after + before),)
+
+
+_double.defvjp(lambda image, axis: (_double(image, axis), None), _double_backward)
 
 
 def upsample_bilinear(image: jax.Array) -> jax.Array:
     """Bilinear ×2, pixel areas aligned (not corners): ``[..., H, W, C]`` → ``[..., 2H, 2W, C]``."""
-    return _double(_double(image, image.ndim - 3), image.ndim - 2)
+    return _double(_double(image, -3), -2)
 
 
 def crop_to_common(*images: jax.Array) -> list[jax.Array]:

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 
 from jaxdeblur.config import ImageGeneratorConfig, KernelGeneratorConfig
+from jaxdeblur.errors import InputError
 from jaxdeblur.networks.kernel_mlp import KernelLogits, KernelMlp
 from jaxdeblur.networks.skip import SkipGenerator
 
@@ -32,7 +33,16 @@ class Generator:
 
 
 def image_generator(config: ImageGeneratorConfig, shape: tuple[int, int]) -> Generator:
-    """The generator of a grey image of ``shape`` (the sharp image's full support)."""
+    """The generator of a grey image of ``shape`` (the sharp image's full support).
+
+    Raises:
+      InputError: the image is too small to be halved that often.
+    """
+    if min(shape) <= 2**config.num_scales:
+        raise InputError(
+            f"an image generator of {config.num_scales} scales needs more than {2**config.num_scales} pixels a side, "
+            f"got {shape[0]}x{shape[1]}: use fewer scales"
+        )
     return Generator(SkipGenerator(config), (*shape, config.latent_channels), config.latent_scale)
 
 

@@ -1,0 +1,192 @@
+"""How long a preset compiles, how long its step takes and how much memory it needs; on demand against PyTorch.
+
+    python experiments/benchmark.py --preset=selfdeblur --compare=torch
+
+Each side runs as its users start it: ours relaunched with huge memory pages (see jaxdeblur.runtime), PyTorch plainly, and
+PyTorch once more with huge pages. The sides are separate processes that take turns, a few steps each, so that
+whatever else the machine does meets all alike. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+
+from jaxdeblur import runtime
+from jaxdeblur.config import FitConfig
+from jaxdeblur.presets import PRESETS
+
+_PRESET = flags.DEFINE_string("preset", "selfdeblur", "preset whose fit is timed")
+_COMPARE = flags.DEFINE_enum("compare", "none", ["none", "torch"], "what else to time, in turn")
+_SIDE = flags.DEFINE_integer("side", 255, "height and width of the blurry image", lower_bound=32)
+_KERNEL_SIZE = flags.DEFINE_integer("kernel_size", 17, "side of the kernel", lower_bound=3)
+_CHANNELS = flags.DEFINE_integer("channels", None, "width of the image generator, instead of the preset's", lower_bound=1)
+_NUM_RESTARTS = flags.DEFINE_integer("num_restarts", 1, "restarts in one program", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", 5, "steps timed per turn", lower_bound=1)
+_TURNS = flags.DEFINE_integer("turns", 5, "turns of each side; the median counts", lower_bound=1)
+_CACHE_DIR = flags.DEFINE_string("cache_dir", runtime.OFF, "compilation cache; off, so that compiling is timed")
+_WORKER = flags.DEFINE_enum("worker", None, ["jax", "torch"], "run as one of the sides (used by this script itself)")
+
+_SEED = 0
+
+
+def _fit_config() -> FitConfig:
+    """The preset's fit with the loss it ends with, which is the one most of its steps use."""
+    config = PRESETS[_PRESET.value].fit
+    if config is None:
+        raise app.UsageError(f"preset {_PRESET.value} fits no network: nothing to time")
+    if _CHANNELS.value is not None:
+        narrower = dataclasses.replace(config.image_generator, channels=_CHANNELS.value)
+        config = dataclasses.replace(config, image_generator=narrower)
+    last = dataclasses.replace(config.loss_intervals[-1], start=0)
+    return dataclasses.replace(config, loss_intervals=(last,), chunk_size=_STEPS.value)
+
+
+def _blurry() -> np.ndarray:
+    return np.random.default_rng(_SEED).random((_SIDE.value, _SIDE.value), np.float32)
+
+
+def _jax_stepper() -> tuple[Callable[[], Any], float]:
+    """Ours: a function that does one turn, and the seconds spent compiling."""
+    import jax
+
+    from jaxdeblur.optimise.step import Observation, Program, initial_state, run_chunk
+
+    runtime.set_up_cache(_CACHE_DIR.value)
+    config = dataclasses.replace(_fit_config(), num_iterations=1)
+    size = (_KERNEL_SIZE.value, _KERNEL_SIZE.value)
+    program = Program(config, (_SIDE.value, _SIDE.value), size, kernel_known=False)
+    observation = Observation(jax.numpy.asarray(_blurry()))
+    start = time.perf_counter()
+    keys = jax.random.split(jax.random.key(_SEED), _NUM_RESTARTS.value)
+    state = jax.block_until_ready(initial_state(program, keys))
+    compiled = run_chunk.lower(program, state, observation, _STEPS.value).compile()
+    seconds = time.perf_counter() - start
+
+    def turn() -> None:
+        nonlocal state
+        state, _ = jax.block_until_ready(compiled(state, observation, _STEPS.value))
+
+    return turn, seconds
+
+
+def _torch_stepper() -> tuple[Callable[[], Any], float]:
+    """PyTorch: the same; restarts one after the other, as it has no other way."""
+    from torch_twin import Fit
+
+    config = _fit_config()
+    size = (_KERNEL_SIZE.value, _KERNEL_SIZE.value)
+    loss = config.loss_intervals[0].terms[0][0]
+    rates = (config.image_learning_rate, config.kernel_learning_rate)
+    fits = [
+        Fit(_blurry(), config.image_generator, config.kernel_generator, size, loss=loss, learning_rates=rates)
+        for _ in range(_NUM_RESTARTS.value)
+    ]
+
+    def turn() -> None:
+        for _ in range(_STEPS.value):
+            for fit in fits:
+                fit.step()
+
+    return turn, 0.0
+
+
+def _work() -> None:
+    """A side: gets ready, then does one turn for every line read, and answers with JSON."""
+    turn, compile_seconds = {"jax": _jax_stepper, "torch": _torch_stepper}[_WORKER.value]()
+    turn()
+    print(json.dumps({"compile_s": compile_seconds}), flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        turn()
+        seconds = time.perf_counter() - start
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        print(json.dumps({"step_ms": seconds / _STEPS.value * 1e3, "peak_mb": peak / 1e6}), flush=True)
+
+
+class _Side:
+    """A worker process and what it has reported."""
+
+    def __init__(self, worker: str, environment: dict[str, str]) -> None:
+        command = [sys.executable, *sys.orig_argv[1:], f"--worker={worker}"]
+        self.process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.reports: list[dict[str, float]] = []
+        self.compile_s = self._read()["compile_s"]
+
+    def _read(self) -> dict[str, float]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"a side of the comparison ended early, status {self.process.wait()}")
+        report: dict[str, float] = json.loads(line)
+        return report
+
+    def turn(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        self.reports.append(self._read())
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+    @property
+    def step_ms(self) -> float:
+        return statistics.median(report["step_ms"] for report in self.reports)
+
+
+def main(argv: list[str]) -> None:
+    """Starts the sides, lets them take turns, prints the table and the JSON line."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}: everything is a flag")
+    if _WORKER.value is not None:
+        _work()
+        return
+    plain = dict(os.environ)
+    ours = runtime.huge_pages_environment(plain) or plain
+    sides = {"ours": _Side("jax", ours)}
+    if _COMPARE.value == "torch":
+        sides["torch"] = _Side("torch", plain)
+        sides["torch, huge pages"] = _Side("torch", ours)
+    try:
+        for _ in range(_TURNS.value):
+            for side in sides.values():
+                side.turn()
+    finally:
+        for side in sides.values():
+            side.close()
+    for name, side in sides.items():
+        peak = max(report["peak_mb"] for report in side.reports)
+        print(f"{name:18s} {side.step_ms:9.1f} ms per step   peak {peak:7.0f} MB   compiled in {side.compile_s:.1f} s")
+    first = sides["ours"]
+    result: dict[str, Any] = {
+        "compile_s": round(first.compile_s, 2),
+        "step_ms": round(first.step_ms, 2),
+        "peak_mb": round(max(report["peak_mb"] for report in first.reports)),
+        "torch_step_ms": None,
+        "step_ratio": None,
+        "step_ratio_huge_pages_both": None,
+    }
+    if len(sides) > 1:
+        result["torch_step_ms"] = round(sides["torch"].step_ms, 2)
+        for key, name in (("step_ratio", "torch"), ("step_ratio_huge_pages_both", "torch, huge pages")):
+            turns = zip(first.reports, sides[name].reports, strict=True)
+            result[key] = round(statistics.median(a["step_ms"] / b["step_ms"] for a, b in turns), 3)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    app.run(main)
