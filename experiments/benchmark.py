@@ -104,7 +104,7 @@ def _torch_stepper() -> tuple[Callable[[], Any], float]:
 
 def _work() -> None:
     """A side: gets ready, then does one turn for every line read, and answers with JSON."""
-    turn, compile_seconds = {"jax": _jax_stepper, "torch": _torch_stepper}[_WORKER.value]()
+    turn, compile_seconds = (_jax_stepper if _WORKER.value == "jax" else _torch_stepper)()
     turn()
     print(json.dumps({"compile_s": compile_seconds}), flush=True)
     for _ in sys.stdin:

@@ -54,13 +54,18 @@ def set_up_cache(folder: str | Path | None = None, *, environ: Mapping[str, str]
     """Keeps compiled programs between runs. Call it before anything is compiled.
 
     Args:
-      folder: where; None for ``$JAXDEBLUR_CACHE_DIR`` or, without it, the user's cache folder; ``off`` for no cache.
+      folder: where; None for ``$JAXDEBLUR_CACHE_DIR`` or, without it, the folder that JAX has been given
+        (``$JAX_COMPILATION_CACHE_DIR``) or else the user's cache folder; ``off`` for no cache.
       environ: the environment.
 
     Returns:
       The folder in use, or None if there is no cache (switched off, or the folder cannot be written).
     """
-    chosen = folder or environ.get(CACHE_VARIABLE) or default_cache_dir(environ)
+    already = jax.config.jax_compilation_cache_dir
+    chosen = folder or environ.get(CACHE_VARIABLE)
+    if not chosen and already:
+        return Path(already)
+    chosen = chosen or default_cache_dir(environ)
     if str(chosen).lower() == OFF:
         jax.config.update("jax_enable_compilation_cache", False)
         return None

@@ -130,9 +130,7 @@ def _flatten(tree: Params) -> jax.Array:
     return jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(tree)], axis=1)
 
 
-def generate(
-    program: Program, params: dict[str, Params], latents: dict[str, jax.Array], observation: Observation
-) -> Estimate:
+def generate(program: Program, params: dict[str, Params], latents: dict[str, jax.Array], observation: Observation) -> Estimate:
     """Runs the generators of all restarts and blurs: fields ``[R, …]``."""
     generators = program.generators()
 

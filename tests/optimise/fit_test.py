@@ -1,0 +1,219 @@
+"""The engine: what it minimises, and that seeds, restarts, chunks and interruptions do what they say."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdeblur.config import FitConfig, ImageGeneratorConfig, KernelGeneratorConfig, LossInterval
+from jaxdeblur.errors import InputError
+from jaxdeblur.operators import blur
+from jaxdeblur.optimise import loop, restarts
+from jaxdeblur.optimise.loop import fit
+from jaxdeblur.optimise.step import Observation, Program, initial_state, run_chunk, train_step
+
+SMALL = FitConfig(
+    image_generator=ImageGeneratorConfig(num_scales=3, channels=4, skip_channels=2, non_local_channels=2),
+    kernel_generator=KernelGeneratorConfig(hidden_sizes=(20,)),
+    num_iterations=7,
+    loss_intervals=(LossInterval(0, (("mse", 1.0),)), LossInterval(4, (("one_minus_ssim", 1.0),))),
+    decay_steps=(5,),
+    chunk_size=3,
+)
+KERNEL_SIZE = 5
+KEY = jax.random.key(3)
+
+
+@pytest.fixture(scope="module")
+def scene():
+    rows, columns = np.mgrid[:36, :36]
+    sharp = 0.5 + 0.3 * np.sign(np.sin(rows / 3) * np.cos(columns / 4))
+    kernel = np.zeros((KERNEL_SIZE, KERNEL_SIZE), np.float32)
+    kernel[2, :] = 0.2
+    return np.asarray(blur.blur_valid(jnp.asarray(sharp, jnp.float32), jnp.asarray(kernel))), kernel
+
+
+def _fit(scene, config=SMALL, **arguments):
+    return fit(scene[0], config, **{"key": KEY, "kernel_size": KERNEL_SIZE, **arguments})
+
+
+def _assert_same(first, second):
+    for name in ("images", "full_images", "kernels", "losses"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(second, name), err_msg=name)
+    for a, b in zip(jax.tree.leaves(first.state.params), jax.tree.leaves(second.state.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.fixture(scope="module")
+def unbroken(scene):
+    return _fit(scene)
+
+
+def test_shapes_and_ranges(scene, unbroken):
+    height, width = scene[0].shape
+    assert unbroken.images.shape == (1, height, width)
+    assert unbroken.full_images.shape == (1, 36, 36)
+    np.testing.assert_array_equal(unbroken.full_images[:, 2:-2, 2:-2], unbroken.images)
+    assert unbroken.losses.shape == (1, SMALL.num_iterations)
+    np.testing.assert_allclose(unbroken.kernels.sum((1, 2)), 1.0, rtol=1e-5)
+    assert unbroken.statuses[0].ok
+    assert np.isfinite(unbroken.losses).all()
+
+
+def test_same_seed_same_bytes_other_seed_other_image(scene, unbroken):
+    _assert_same(_fit(scene), unbroken)
+    assert not np.array_equal(_fit(scene, key=jax.random.key(4)).images, unbroken.images)
+
+
+def test_chunks_and_fits_of_any_length_share_one_program(scene):
+    before = run_chunk._cache_size()
+    _fit(scene)
+    _fit(scene, dataclasses.replace(SMALL, num_iterations=5))
+    assert run_chunk._cache_size() <= before + 1
+
+
+def test_progress_is_called_between_chunks(scene):
+    calls = []
+    _fit(scene, progress=lambda *call: calls.append(call))
+    assert [(phase, done, total) for phase, done, total, _ in calls] == [("fit", n, 7) for n in (3, 6, 7)]
+    assert all(np.isfinite(metrics["loss"]) for *_, metrics in calls)
+
+
+def test_restarts_together_equal_single_ones(scene):
+    together = _fit(scene, num_restarts=3)
+    assert together.losses.shape == (3, SMALL.num_iterations)
+    assert together.best in range(3)
+    # Restart 0 depends on its own key alone; sums of another order part company by single precision's rounding, times
+    # what seven steps of Adam make of it.
+    alone = _fit(scene)
+    np.testing.assert_allclose(together.losses[0], alone.losses[0], rtol=1e-3)
+    np.testing.assert_allclose(together.images[0], alone.images[0], atol=5e-3)
+    assert np.abs(together.images[1] - together.images[0]).max() > 1e-3
+
+
+def test_a_vmapped_step_equals_single_steps(scene):
+    program = Program(SMALL, scene[0].shape, (KERNEL_SIZE, KERNEL_SIZE), kernel_known=False)
+    observation = Observation(jnp.asarray(scene[0]))
+    keys = jax.random.split(KEY, 2)
+    step = jax.jit(lambda state: train_step(program, state, observation)[1]["loss"])
+    together = step(initial_state(program, keys))
+    alone = [step(initial_state(program, keys[r : r + 1]))[0] for r in range(2)]
+    np.testing.assert_allclose(together, alone, rtol=1e-5)
+
+
+class _Interrupted(Exception):
+    pass
+
+
+def _interrupt(phase, done, total, metrics):
+    if done >= 3:
+        raise _Interrupted
+
+
+def test_a_resumed_fit_equals_an_unbroken_one(scene, unbroken, tmp_path):
+    path = tmp_path / "run" / "fit.msgpack"
+    with pytest.raises(_Interrupted):
+        _fit(scene, checkpoint=path, checkpoint_interval=0.0, progress=_interrupt)
+    calls = []
+    resumed = _fit(scene, checkpoint=path, progress=lambda *call: calls.append(call[1]))
+    assert calls == [6, 7]
+    _assert_same(resumed, unbroken)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    # A finished fit is not run again.
+    _assert_same(_fit(scene, checkpoint=path, progress=_interrupt), unbroken)
+
+
+def test_foreign_and_damaged_checkpoints_are_refused(scene, tmp_path):
+    path = tmp_path / "fit.msgpack"
+    short = dataclasses.replace(SMALL, num_iterations=3)
+    _fit(scene, short, checkpoint=path)
+    with pytest.raises(InputError, match="another image, seed or settings"):
+        _fit(scene, short, checkpoint=path, key=jax.random.key(9))
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(InputError, match="cannot be read"):
+        _fit(scene, short, checkpoint=path)
+
+
+def test_known_kernel_is_kept_and_the_image_fits(scene):
+    config = dataclasses.replace(
+        SMALL, num_iterations=60, loss_intervals=(LossInterval(0, (("mse", 1.0),)),), decay_steps=(), chunk_size=30
+    )
+    result = _fit(scene, config, kernel=scene[1])
+    np.testing.assert_array_equal(result.kernels[0], scene[1])
+    assert set(result.state.params) == {"image"}
+    assert result.losses[0, -1] < 0.5 * result.losses[0, 0]
+
+
+def test_logits_start_from_the_given_kernel(scene):
+    config = dataclasses.replace(
+        SMALL, num_iterations=1, kernel_generator=KernelGeneratorConfig(name="logits"), kernel_learning_rate=0.0
+    )
+    start = np.stack([scene[1], scene[1].T])
+    result = _fit(scene, config, initial_kernel=start, num_restarts=2)
+    np.testing.assert_allclose(result.kernels, start, atol=1e-3)
+    with pytest.raises(InputError, match="choose logits"):
+        _fit(scene, SMALL, initial_kernel=start)
+    with pytest.raises(InputError, match="leave one out"):
+        _fit(scene, config, initial_kernel=start, kernel=scene[1])
+
+
+@pytest.mark.parametrize(("size", "message"), [(4, "odd"), (33, "larger than the image")])
+def test_bad_kernel_sizes_are_refused(scene, size, message):
+    with pytest.raises(InputError, match=message):
+        _fit(scene, kernel_size=size)
+
+
+def test_alternating_freezes_the_other_set_bitwise(scene):
+    program = Program(
+        dataclasses.replace(SMALL, update="alternating"), scene[0].shape, (KERNEL_SIZE, KERNEL_SIZE), kernel_known=False
+    )
+    observation = Observation(jnp.asarray(scene[0]))
+    state = initial_state(program, KEY[None])
+    step = jax.jit(lambda state: train_step(program, state, observation)[0])
+    for number in range(4):
+        following = step(state)
+        moving, frozen = ("image", "kernel") if number % 2 == 0 else ("kernel", "image")
+        assert not np.array_equal(following.params[moving], state.params[moving])
+        np.testing.assert_array_equal(following.params[frozen], state.params[frozen])
+        for new, old in zip(
+            jax.tree.leaves(following.opt_state[frozen]), jax.tree.leaves(state.opt_state[frozen]), strict=True
+        ):
+            np.testing.assert_array_equal(new, old)
+        state = following
+
+
+def test_the_noise_tied_term_needs_noise(scene):
+    tied = dataclasses.replace(SMALL, noise_tied_tv_factor=0.1, num_iterations=1)
+    without, some = _fit(scene, tied), _fit(scene, tied, noise_std=0.1)
+    assert some.losses[0, 0] > without.losses[0, 0]
+
+
+def test_a_collapsed_restart_is_reported_and_retried_with_a_new_key(scene, monkeypatch):
+    attempts = []
+    honest = restarts.collapse_reason
+
+    def first_attempt_of_restart_one_fails(*, steps, loss, **rest):
+        if steps == SMALL.num_iterations:
+            attempts.append(loss)
+            if len(attempts) == 2:
+                return "constant image"
+        return honest(steps=steps, loss=loss, **rest)
+
+    monkeypatch.setattr(restarts, "collapse_reason", first_attempt_of_restart_one_fails)
+    result = _fit(scene, num_restarts=2)
+    assert len(attempts) == 3
+    assert attempts[2] != attempts[1]
+    assert [status.retried for status in result.statuses] == [(), ("constant image",)]
+    assert all(status.ok for status in result.statuses)
+    np.testing.assert_allclose(result.losses[:, -1], [attempts[0], attempts[2]])
+
+
+def test_a_fit_that_breaks_down_is_given_up_and_reported(scene):
+    broken = dataclasses.replace(SMALL, image_learning_rate=float("nan"), num_iterations=9)
+    result = _fit(scene, broken)
+    assert result.statuses[0].collapsed == "not finite"
+    assert result.statuses[0].retried == ("not finite",) * loop.NUM_RETRIES
+    # Given up at the first look, not at the end.
+    assert result.losses.shape[1] == SMALL.chunk_size

@@ -1,0 +1,83 @@
+"""Where compiled programs go, and when a process starts over."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxdeblur import runtime
+
+
+def _python(code, **environ):
+    ours = ("GLIBC_TUNABLES", "JAXDEBLUR_RELAUNCHED", "JAXDEBLUR_CACHE_DIR", "JAX_COMPILATION_CACHE_DIR")
+    clean = {name: value for name, value in os.environ.items() if name not in ours}
+    environ = {**clean, "JAX_PLATFORMS": "cpu", **environ}
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout
+
+
+CACHE = """
+import jax, sys
+from jaxdeblur import runtime
+print(runtime.set_up_cache(*sys.argv[1:]))
+jax.jit(lambda x: x * 2 + 1)(1.0).block_until_ready()
+"""
+
+
+def test_programs_are_kept_where_the_variable_says(tmp_path):
+    folder = Path(_python(CACHE, JAXDEBLUR_CACHE_DIR=str(tmp_path)).strip())
+    assert folder.parent == tmp_path
+    assert any(folder.iterdir())
+
+
+def test_the_user_cache_is_the_default_and_off_is_off(tmp_path):
+    if sys.platform.startswith("linux"):
+        folder = Path(_python(CACHE, XDG_CACHE_HOME=str(tmp_path)).strip())
+        assert folder.parent == tmp_path / "jaxdeblur"
+    assert _python(CACHE, JAXDEBLUR_CACHE_DIR="off").strip() == "None"
+
+
+def test_an_unwritable_cache_is_no_reason_to_fail(tmp_path):
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("")
+    assert _python(CACHE, JAXDEBLUR_CACHE_DIR=str(in_the_way)).strip() == "None"
+
+
+needs_huge_pages = pytest.mark.skipif(
+    runtime.huge_pages_environment({"JAX_PLATFORMS": "cpu"}) is None, reason="this system has no huge pages to offer"
+)
+
+
+@needs_huge_pages
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"JAXDEBLUR_HUGE_PAGES": "0"},
+        {"JAXDEBLUR_RELAUNCHED": "1"},
+        {"GLIBC_TUNABLES": "glibc.malloc.arena_max=1"},
+        {"JAX_PLATFORMS": "cuda,cpu"},
+    ],
+)
+def test_nothing_to_gain(environ):
+    assert runtime.huge_pages_environment({"JAX_PLATFORMS": "cpu", **environ}) is None
+
+
+@needs_huge_pages
+def test_a_process_starts_over_once_with_the_same_arguments():
+    code = (
+        "import os, sys; from jaxdeblur import runtime; print('started', sys.argv[1:], flush=True);"
+        "runtime.relaunch_with_huge_pages(); print('went on', 'hugetlb=1' in os.environ['GLIBC_TUNABLES'])"
+    )
+    assert _python(code).splitlines() == ["started []", "started []", "went on True"]
+    assert _python(code, JAXDEBLUR_HUGE_PAGES="0", GLIBC_TUNABLES="").splitlines() == ["started []", "went on False"]
+
+
+def test_importing_the_package_changes_nothing():
+    code = (
+        "import os; before = dict(os.environ);"
+        "import jaxdeblur.runtime, jaxdeblur.optimise.loop, jax; assert dict(os.environ) == before;"
+        "print(jax.config.jax_compilation_cache_dir)"
+    )
+    assert _python(code).strip() == "None"
