@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 from jaxdeblur import runtime
 from jaxdeblur.config import FitConfig
@@ -39,6 +39,8 @@ _CACHE_DIR = flags.DEFINE_string("cache_dir", runtime.OFF, "compilation cache; o
 _WORKER = flags.DEFINE_enum("worker", None, ["jax", "torch"], "run as one of the sides (used by this script itself)")
 
 _SEED = 0
+# Worker threads of one side may spin a while after its turn; the next side should not pay for that.
+_PAUSE_SECONDS = 0.5
 
 
 def _fit_config() -> FitConfig:
@@ -108,6 +110,7 @@ def _work() -> None:
     turn()
     print(json.dumps({"compile_s": compile_seconds}), flush=True)
     for _ in sys.stdin:
+        time.sleep(_PAUSE_SECONDS)
         start = time.perf_counter()
         turn()
         seconds = time.perf_counter() - start
@@ -152,6 +155,7 @@ def main(argv: list[str]) -> None:
     """Starts the sides, lets them take turns, prints the table and the JSON line."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}: everything is a flag")
+    logging.set_verbosity(logging.WARNING)
     if _WORKER.value is not None:
         _work()
         return

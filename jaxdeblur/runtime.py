@@ -61,7 +61,7 @@ def set_up_cache(folder: str | Path | None = None, *, environ: Mapping[str, str]
     Returns:
       The folder in use, or None if there is no cache (switched off, or the folder cannot be written).
     """
-    already = jax.config.jax_compilation_cache_dir
+    already = jax.config.values.get("jax_compilation_cache_dir")
     chosen = folder or environ.get(CACHE_VARIABLE)
     if not chosen and already:
         return Path(already)

@@ -220,7 +220,7 @@ def fit(
         run = _merge(run, task.run(list(collapsed), attempt), list(collapsed))
 
     estimate = jax.device_get(render(task.program, run.state, task.observation))
-    images = blur.crop_to_blurry(estimate.image, task.program.kernel_shape)
+    images = np.asarray(blur.crop_to_blurry(estimate.image, task.program.kernel_shape))
     statuses = tuple(RestartStatus(reason, past) for reason, past in zip(run.reasons, retried, strict=True))
     target = np.asarray(task.observation.blurry)
     return FitResult(
@@ -276,7 +276,9 @@ def _check(
         digest.update(b"none" if array is None else repr(array.shape).encode() + np.asarray(array).tobytes())
     return _Task(
         # The number of iterations is no part of the compiled program: fits of other lengths share it.
-        program=Program(dataclasses.replace(config, num_iterations=1), blurry.shape, kernel_shape, kernel is not None),
+        program=Program(
+            dataclasses.replace(config, num_iterations=1), (blurry.shape[0], blurry.shape[1]), kernel_shape, kernel is not None
+        ),
         observation=Observation(blurry, kernel, jnp.float32(tied) if tied else None),
         num_iterations=config.num_iterations,
         key=key,

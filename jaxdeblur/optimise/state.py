@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import tempfile
 from pathlib import Path
@@ -48,7 +49,7 @@ def save_checkpoint(path: Path, state: TrainState, history: dict[str, np.ndarray
       history: what was recorded per step, arrays ``[steps done, R]``.
       identity: of the run (see :func:`load_checkpoint`).
     """
-    plain = state.replace(keys=jax.random.key_data(state.keys))
+    plain = dataclasses.replace(state, keys=jax.random.key_data(state.keys))
     content = flax.serialization.msgpack_serialize(
         {"identity": identity, "state": flax.serialization.to_state_dict(jax.device_get(plain)), "history": history}
     )
@@ -85,8 +86,8 @@ def load_checkpoint(path: Path, template: TrainState, identity: str) -> tuple[Tr
         raise InputError(f"checkpoint {path} cannot be read ({type(error).__name__}): {remedy}") from error
     if found != identity:
         raise InputError(f"checkpoint {path} belongs to a run with another image, seed or settings: {remedy}")
-    plain = template.replace(keys=jax.random.key_data(template.keys))
+    plain = dataclasses.replace(template, keys=jax.random.key_data(template.keys))
     state = flax.serialization.from_state_dict(plain, content["state"])
     state = jax.tree.map(jnp.asarray, state)
     keys = jax.random.wrap_key_data(state.keys, impl=jax.random.key_impl(template.keys))
-    return state.replace(keys=keys), content["history"]
+    return dataclasses.replace(state, keys=keys), content["history"]

@@ -119,9 +119,8 @@ def unflatten(program: Program, params: dict[str, jax.Array]) -> dict[str, Param
         leaves, treedef = jax.tree.flatten(shapes)
         ends = np.cumsum([leaf.size for leaf in leaves])
         flat, restarts = params[name], params[name].shape[0]
-        trees[name] = treedef.unflatten(
-            flat[:, end - leaf.size : end].reshape(restarts, *leaf.shape) for end, leaf in zip(ends, leaves, strict=True)
-        )
+        cut = [flat[:, end - leaf.size : end].reshape(restarts, *leaf.shape) for end, leaf in zip(ends, leaves, strict=True)]
+        trees[name] = jax.tree.unflatten(treedef, cut)
     return trees
 
 
@@ -136,7 +135,7 @@ def generate(program: Program, params: dict[str, Params], latents: dict[str, jax
 
     def run(name: str) -> jax.Array:
         module = generators[name].module
-        return jax.vmap(lambda own, latent: module.apply({"params": own}, latent))(params[name], latents[name])
+        return jnp.asarray(jax.vmap(lambda own, latent: module.apply({"params": own}, latent))(params[name], latents[name]))
 
     image = run("image")[..., 0]
     if observation.kernel is None:
@@ -193,7 +192,7 @@ def train_step(program: Program, state: TrainState, observation: Observation) ->
         "image_std": jnp.std(cropped, axis=(-2, -1)),
         "kernel_peak": jnp.max(estimate.kernel, axis=(-2, -1)),
     }
-    return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+    return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state), metrics
 
 
 @functools.partial(jax.jit, static_argnames="program", donate_argnames="state")
