@@ -149,3 +149,127 @@ class FitConfig:
             all(a < b for a, b in zip(self.decay_steps, self.decay_steps[1:], strict=False)),
             f"decay_steps must increase, got {self.decay_steps}",
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class InitialiserConfig:
+    """The classical kernel estimate: L0-gradient pyramid for several guesses, variational refinement, choice by evidence.
+
+    See :mod:`jaxdeblur.classical.kernel_l0` and :mod:`jaxdeblur.classical.variational` for the equations.
+
+    Attributes:
+      gradient_weights: weights of the L0 prior, one guess each; all share one program.
+      kernel_ridge: weight of ``‖k‖²`` in the L0 pyramid's kernel step.
+      level_iterations: alternations of image and kernel per level of the pyramid.
+      guess_iterations: variational iterations given to every guess before it is judged.
+      refine_iterations: variational iterations given to the chosen guess, at each level up to full size.
+      noise_variance: of the gradients in the variational model, in squared [0, 1] units; where its annealing ends.
+      first_noise_variance: where the annealing begins.
+      camera_blur_std: standard deviation in pixels of the Gaussian that a sharp photograph's steps are taken to carry.
+      guess_side: guesses are told apart on a level of the pyramid of at most about this many pixels a side.
+      crop_side: the kernel is estimated from an informative crop of at most about this many pixels a side.
+    """
+
+    gradient_weights: tuple[float, ...] = (2e-3, 4e-3, 8e-3, 1.6e-2)
+    kernel_ridge: float = 2.0
+    level_iterations: int = 5
+    guess_iterations: int = 60
+    refine_iterations: int = 120
+    noise_variance: float = 1e-5
+    first_noise_variance: float = 3e-5
+    camera_blur_std: float = 0.4
+    guess_side: int = 300
+    crop_side: int = 512
+
+    def __post_init__(self) -> None:
+        _require(len(self.gradient_weights) > 0, "initialiser: give at least one gradient weight")
+        _require(min(self.gradient_weights) > 0, "initialiser: gradient weights must be positive")
+        _require(self.level_iterations >= 1, "initialiser: level_iterations must be 1 or more")
+        _require(
+            0 < self.noise_variance <= self.first_noise_variance,
+            "initialiser: noise_variance must be positive and at most first_noise_variance",
+        )
+        _require(min(self.guess_side, self.crop_side) >= 64, "initialiser: guess_side and crop_side must be 64 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class NonblindConfig:
+    """The non-blind step from a kernel to the final image.
+
+    Attributes:
+      sparse_weight: weight of the sparse prior for a noise-free photograph of 8 bits; it grows with the noise, see
+        :func:`jaxdeblur.classical.sparse.weight_for_noise`.
+      tile_side: images larger than this are restored in overlapping tiles, which bounds the memory.
+    """
+
+    sparse_weight: float = 1e-4
+    tile_side: int = 1280
+
+    def __post_init__(self) -> None:
+        _require(self.sparse_weight > 0, "nonblind: sparse_weight must be positive")
+        _require(self.tile_side >= 256, "nonblind: tile_side must be 256 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole run: *initialise → optimise → finish*.
+
+    Attributes:
+      name: the preset's name.
+      kernel_size: odd side of the blur kernel's support, or None to find it.
+      initialiser: how the kernel is estimated classically, or None to leave that to the deep prior alone.
+      fit: the deep prior to fit, or None for a classical run.
+      num_restarts: independent fits of the deep prior, in one program.
+      final: where the final image comes from. ``generator``: the deep prior's image. ``sparse``, ``hyper_laplacian``: that
+        non-blind method with the estimated kernel. ``auto``: the method's own choice.
+      nonblind: settings of the non-blind step.
+    """
+
+    name: str = "custom"
+    kernel_size: int | None = None
+    initialiser: InitialiserConfig | None = InitialiserConfig()
+    fit: FitConfig | None = None
+    num_restarts: int = 1
+    final: Final = "auto"
+    nonblind: NonblindConfig = NonblindConfig()
+
+    def __post_init__(self) -> None:
+        if self.kernel_size is not None:
+            check_kernel_size(self.kernel_size)
+        _require(self.num_restarts >= 1, f"num_restarts must be 1 or more, got {self.num_restarts}")
+        _require(self.final in FINALS, f"unknown final {self.final!r}: choose from {', '.join(FINALS)}")
+        _require(
+            self.initialiser is not None or self.fit is not None,
+            f"{self.name}: nothing estimates the kernel; give an initialiser, a fit, or both",
+        )
+        _require(
+            self.fit is not None or self.final != "generator",
+            f"{self.name}: final 'generator' needs a deep prior, and this preset fits none; choose sparse or hyper_laplacian",
+        )
+
+    def override(
+        self,
+        *,
+        kernel_size: int | None = None,
+        num_iterations: int | None = None,
+        num_restarts: int | None = None,
+        final: Final | None = None,
+    ) -> Config:
+        """A copy with the fields that are not None replaced.
+
+        Raises:
+          InputError: a value is out of range, or the preset has nothing that it could set.
+        """
+        changes: dict[str, Any] = {
+            name: value
+            for name, value in (("kernel_size", kernel_size), ("num_restarts", num_restarts), ("final", final))
+            if value is not None
+        }
+        for name, value in (("num_iterations", num_iterations), ("num_restarts", num_restarts)):
+            _require(
+                value is None or self.fit is not None,
+                f"{name} cannot be set: preset {self.name!r} fits no deep prior; choose another preset",
+            )
+        if num_iterations is not None and self.fit is not None:
+            changes["fit"] = dataclasses.replace(self.fit, num_iterations=num_iterations)
+        return dataclasses.replace(self, **changes)

@@ -29,7 +29,7 @@ from jaxdeblur.report import write_report
 from jaxdeblur.version import __version__
 
 if TYPE_CHECKING:
-    from jaxdeblur.deblur import Result
+    from jaxdeblur.pipeline import Result
 
 SMALLEST_SIDE = 32
 
@@ -105,7 +105,7 @@ def _deblur(path: pathlib.Path, picture: Picture, settings: Settings) -> Result:
     _setup_cache(settings.cache_dir)
     import jax
 
-    from jaxdeblur.deblur import deblur
+    from jaxdeblur.pipeline import deblur
 
     with show_progress(path.name) as progress:
         return deblur(

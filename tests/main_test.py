@@ -17,7 +17,7 @@ from jaxdeblur import jobs
 from jaxdeblur.main import define_flags, main
 
 # Not `import ... as`: that would find the function of the same name in the package.
-pipeline = importlib.import_module("jaxdeblur.deblur")
+pipeline = importlib.import_module("jaxdeblur.pipeline")
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ["photo_deblurred.png", "photo_kernel.npy", "photo_kernel.png", "photo_preview.png", "photo_report.json"]
 

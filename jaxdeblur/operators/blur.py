@@ -6,10 +6,14 @@ needs no pixel outside ``x [H+h-1, W+w-1]``, so no boundary condition is assumed
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import chex
 import jax
 import jax.numpy as jnp
 import scipy.fft
+
+Operator = Callable[[jax.Array], jax.Array]
 
 
 def fast_shape(shape: tuple[int, int]) -> tuple[int, int]:
@@ -28,6 +32,43 @@ def kernel_spectrum(kernel: jax.Array, shape: tuple[int, int]) -> jax.Array:
     return jnp.fft.rfft2(kernel, shape)
 
 
+def centred_kernel_spectrum(kernel: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """Transform of ``kernel [h, w]`` with its centre pixel at the origin: for circular convolution on a grid ``shape``."""
+    h, w = kernel.shape
+    placed = jnp.zeros(shape, kernel.dtype).at[:h, :w].set(kernel)
+    return jnp.fft.rfft2(jnp.roll(placed, (-(h // 2), -(w // 2)), (0, 1)))
+
+
+def valid_blur(kernel: jax.Array, image_shape: tuple[int, int]) -> tuple[Operator, Operator]:
+    """The blur ``A`` by one kernel and its adjoint ``Aᵀ``, the kernel's transform taken once for both.
+
+    Args:
+      kernel: ``[..., h, w]``; leading axes broadcast against the images'.
+      image_shape: ``(H+h-1, W+w-1)``.
+
+    Returns:
+      ``A``, from ``[..., H+h-1, W+w-1]`` to ``[..., H, W]``, and ``Aᵀ`` back, with ``⟨A x, y⟩ = ⟨x, Aᵀ y⟩``.
+    """
+    (h, w), (rows, columns) = kernel.shape[-2:], image_shape
+    chex.assert_scalar_positive(rows - h + 1)
+    chex.assert_scalar_positive(columns - w + 1)
+    # Wrap-around of a circular convolution of this size stays inside the part that is cut off.
+    shape = fast_shape((rows, columns))
+    spectrum = kernel_spectrum(kernel, shape)
+
+    def forward(image: jax.Array) -> jax.Array:
+        chex.assert_axis_dimension(image, -2, rows)
+        chex.assert_axis_dimension(image, -1, columns)
+        return jnp.fft.irfft2(jnp.fft.rfft2(image, shape) * spectrum, shape)[..., h - 1 : rows, w - 1 : columns]
+
+    def adjoint(blurry: jax.Array) -> jax.Array:
+        lead = [(0, 0)] * (blurry.ndim - 2)
+        padded = jnp.pad(blurry, [*lead, (h - 1, shape[0] - rows), (w - 1, shape[1] - columns)])
+        return jnp.fft.irfft2(jnp.fft.rfft2(padded) * jnp.conj(spectrum), shape)[..., :rows, :columns]
+
+    return forward, adjoint
+
+
 def blur_valid(image: jax.Array, kernel: jax.Array) -> jax.Array:
     """Valid part of the true convolution ``k * x``.
 
@@ -38,13 +79,8 @@ def blur_valid(image: jax.Array, kernel: jax.Array) -> jax.Array:
     Returns:
       ``[..., H, W]``.
     """
-    (h, w), (rows, columns) = kernel.shape[-2:], image.shape[-2:]
-    chex.assert_scalar_positive(rows - h + 1)
-    chex.assert_scalar_positive(columns - w + 1)
-    # Wrap-around of a circular convolution of this size stays inside the part that is cut off.
-    shape = fast_shape((rows, columns))
-    spectrum = jnp.fft.rfft2(image, shape) * kernel_spectrum(kernel, shape)
-    return jnp.fft.irfft2(spectrum, shape)[..., h - 1 : rows, w - 1 : columns]
+    forward, _ = valid_blur(kernel, (image.shape[-2], image.shape[-1]))
+    return forward(image)
 
 
 def blur_valid_adjoint(blurry: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -57,13 +93,35 @@ def blur_valid_adjoint(blurry: jax.Array, kernel: jax.Array) -> jax.Array:
     Returns:
       ``[..., H+h-1, W+w-1]``.
     """
-    h, w = kernel.shape[-2:]
-    rows, columns = latent_shape(blurry.shape[-2:], (h, w))
+    blurry_shape, kernel_shape = (blurry.shape[-2], blurry.shape[-1]), (kernel.shape[-2], kernel.shape[-1])
+    _, adjoint = valid_blur(kernel, latent_shape(blurry_shape, kernel_shape))
+    return adjoint(blurry)
+
+
+def valid_blur_of(image: jax.Array, kernel_shape: tuple[int, int]) -> tuple[Operator, Operator]:
+    """The blur as a linear operator ``X`` of the kernel, ``X k = A_k x``, and its adjoint ``Xᵀ``.
+
+    Args:
+      image: ``[..., H+h-1, W+w-1]``; several images (derivatives of one, say) are one tall operator.
+      kernel_shape: ``(h, w)``.
+
+    Returns:
+      ``X``, from ``[h, w]`` to ``[..., H, W]``, and ``Xᵀ`` from ``[..., H, W]`` to ``[h, w]``, with ``⟨X k, y⟩ = ⟨k, Xᵀ y⟩``.
+    """
+    (h, w), (rows, columns) = kernel_shape, (image.shape[-2], image.shape[-1])
     shape = fast_shape((rows, columns))
-    lead = [(0, 0)] * (blurry.ndim - 2)
-    padded = jnp.pad(blurry, [*lead, (h - 1, shape[0] - rows), (w - 1, shape[1] - columns)])
-    spectrum = jnp.fft.rfft2(padded) * jnp.conj(kernel_spectrum(kernel, shape))
-    return jnp.fft.irfft2(spectrum, shape)[..., :rows, :columns]
+    spectrum = jnp.fft.rfft2(image, shape)
+
+    def forward(kernel: jax.Array) -> jax.Array:
+        chex.assert_shape(kernel, kernel_shape)
+        return jnp.fft.irfft2(spectrum * kernel_spectrum(kernel, shape), shape)[..., h - 1 : rows, w - 1 : columns]
+
+    def adjoint(blurry: jax.Array) -> jax.Array:
+        product = spectrum * jnp.conj(jnp.fft.rfft2(blurry, shape))
+        summed = product.reshape(-1, *product.shape[-2:]).sum(0)
+        return jnp.fft.irfft2(summed, shape)[:h, :w][::-1, ::-1]
+
+    return forward, adjoint
 
 
 def crop_to_blurry(image: jax.Array, kernel_shape: tuple[int, int]) -> jax.Array:

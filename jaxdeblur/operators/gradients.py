@@ -74,5 +74,17 @@ FIRST_DERIVATIVES: tuple[tuple[Operator, Operator], ...] = ((dx, dx_adjoint), (d
 SECOND_DERIVATIVES: tuple[tuple[Operator, Operator], ...] = ((dxx, dxx_adjoint), (dyy, dyy_adjoint), (dxy, dxy_adjoint))
 
 
+def gradient(image: jax.Array) -> jax.Array:
+    """Both first derivatives at the pixels that have both: ``[H, W]`` to ``[2, H-1, W-1]``."""
+    return jnp.stack([dx(image)[:-1], dy(image)[:, :-1]])
+
+
+def periodic_energy(shape: tuple[int, int]) -> jax.Array:
+    """``|F(∂ₓ)|² + |F(∂ᵧ)|²`` of the forward differences on a periodic grid ``shape``, at the frequencies of ``rfft2``."""
+    rows = 2.0 - 2.0 * jnp.cos(2.0 * jnp.pi * jnp.fft.fftfreq(shape[0]))
+    columns = 2.0 - 2.0 * jnp.cos(2.0 * jnp.pi * jnp.fft.rfftfreq(shape[1]))
+    return rows[:, None] + columns[None, :]
+
+
 def _pad(array: jax.Array, *, rows: int = 0, columns: int = 0) -> jax.Array:
     return jnp.pad(array, [(0, 0)] * (array.ndim - 2) + [(rows, rows), (columns, columns)])

@@ -1,0 +1,83 @@
+"""The final image: a non-blind method on the whole picture, in tiles where that bounds the memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdeblur.classical import hyper_laplacian as kf
+from jaxdeblur.classical import sparse as sp
+from jaxdeblur.config import NonblindConfig
+
+
+def restore(
+    blurry: np.ndarray,
+    kernel: np.ndarray,
+    method: str,
+    config: NonblindConfig,
+    *,
+    noise_std: float,
+    progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """Non-blind deconvolution of a picture of any size.
+
+    Args:
+      blurry: ``[H, W]`` or ``[H, W, C]`` in [0, 1].
+      kernel: ``[h, w]``, odd sides, summing to one.
+      method: ``sparse`` or ``hyper_laplacian``.
+      config: weights and the side of a tile.
+      noise_std: of the picture, in [0, 1] units.
+      progress: called with (tiles done, tiles in all).
+
+    Returns:
+      The shape of ``blurry``; not clipped.
+    """
+
+    def one(tile: jax.Array) -> jax.Array:
+        if method == "hyper_laplacian":
+            return kf.hyper_laplacian(tile, jnp.asarray(kernel), weight=kf.weight_for_noise(noise_std))
+        weight = sp.weight_for_noise(noise_std, base=config.sparse_weight)
+        whole = sp.sparse(tile, jnp.asarray(kernel), weight=weight)
+        (h, w), (rows, columns) = kernel.shape, tile.shape[:2]
+        return whole[h // 2 : h // 2 + rows, w // 2 : w // 2 + columns]
+
+    # Beyond about two kernels' width a pixel has no say any more.
+    overlap = 2 * max(kernel.shape)
+    spans = [_spans(length, config.tile_side, overlap) for length in blurry.shape[:2]]
+    tiles = [(rows, columns) for rows in spans[0] for columns in spans[1]]
+    total = np.zeros(blurry.shape, np.float32)
+    weights = np.zeros(blurry.shape[:2] + (1,) * (blurry.ndim - 2), np.float32)
+    for done, (rows, columns) in enumerate(tiles, start=1):
+        restored = np.asarray(one(jnp.asarray(blurry[rows, columns])))
+        window = np.outer(_fade(rows, blurry.shape[0], overlap), _fade(columns, blurry.shape[1], overlap))
+        window = window.reshape(window.shape + (1,) * (blurry.ndim - 2)).astype(np.float32)
+        total[rows, columns] += window * restored
+        weights[rows, columns] += window
+        if progress is not None:
+            progress(done, len(tiles))
+    return total / weights
+
+
+def _spans(length: int, side: int, overlap: int) -> list[slice]:
+    """Equal, overlapping spans of at most ``side`` that cover ``length``; equal, so that one compiled program serves all."""
+    if length <= side:
+        return [slice(0, length)]
+    step = max(side - 2 * overlap, side // 2)
+    count = -(-(length - side) // step) + 1
+    starts = np.linspace(0, length - side, count).round().astype(int)
+    return [slice(int(start), int(start) + side) for start in starts]
+
+
+def _fade(span: slice, length: int, overlap: int) -> np.ndarray:
+    """Weights along a tile: rising from the edges it shares with others, one at the picture's own edges."""
+    index = np.arange(span.stop - span.start)
+    ramp = np.ones(len(index))
+    if span.start > 0:
+        ramp = np.minimum(ramp, (index + 0.5) / overlap)
+    if span.stop < length:
+        ramp = np.minimum(ramp, (len(index) - index - 0.5) / overlap)
+    # Nearly nothing, but not zero, where the tile's own border is least reliable.
+    return np.clip(ramp, 1e-3, 1.0) ** 2

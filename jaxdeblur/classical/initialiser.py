@@ -1,0 +1,177 @@
+"""The classical kernel estimate: guesses coarse to fine, the likeliest of them refined, its support grown as needed."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.ndimage
+
+from jaxdeblur.classical import kernel_l0, variational
+from jaxdeblur.config import InitialiserConfig
+from jaxdeblur.operators.kernels import centre_kernel, resize_kernel
+
+_FIRST_SIZE_SHARE = 1 / 8
+_SMALLEST_FIRST_SIZE, _LARGEST_FIRST_SIZE = 31, 51
+_LARGEST_SIZE_SHARE = 1 / 3
+_GROWTH = 1.45
+# More than this share of the mass within so many pixels of the border: the kernel may go on beyond it.
+_BORDER_MASS, _BORDER_WIDTH = 0.01, 2
+_SATURATED = 0.98
+# What the refined kernel still holds below this share of its peak, and islands below that mass, is noise.
+_FINAL_THRESHOLD, _FINAL_ISLAND = 0.02, 0.02
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelEstimate:
+    """A classical kernel estimate and how it came about.
+
+    Attributes:
+      kernel: ``[h, h]``, non-negative, summing to one, its mass centred.
+      surprises: of each guess, ``F(k)`` per pixel at the scale where they were compared; the lowest was kept.
+      touches_border: whether the kernel still reaches the border of the largest support there is room for.
+    """
+
+    kernel: np.ndarray
+    surprises: tuple[float, ...]
+    touches_border: bool
+
+
+def informative_crop(blurry: np.ndarray, side: int) -> tuple[slice, slice]:
+    """The window of at most ``side`` pixels a side that holds most gradient energy, clipped pixels not counted.
+
+    Args:
+      blurry: ``[H, W]`` in [0, 1].
+      side: in pixels.
+
+    Returns:
+      Row and column slices.
+    """
+    height, width = blurry.shape
+    rows, columns = min(side, height), min(side, width)
+    down, across = np.gradient(blurry)
+    # Square roots: many moderate edges say more about a kernel than a few strong ones.
+    strength = np.sqrt(np.hypot(down, across))
+    strength[scipy.ndimage.maximum_filter(blurry, size=9) >= _SATURATED] = 0.0
+    total = np.pad(np.cumsum(np.cumsum(strength, axis=0), axis=1), ((1, 0), (1, 0)))
+    sums = total[rows:, columns:] - total[:-rows, columns:] - total[rows:, :-columns] + total[:-rows, :-columns]
+    top, left = np.unravel_index(np.argmax(sums), sums.shape)
+    return slice(int(top), int(top) + rows), slice(int(left), int(left) + columns)
+
+
+def first_kernel_size(shape: tuple[int, int]) -> int:
+    """The odd support tried first when the kernel's size is not known, for a picture of ``shape``."""
+    side = round(min(shape) * _FIRST_SIZE_SHARE)
+    return min(_odd(min(max(side, _SMALLEST_FIRST_SIZE), _LARGEST_FIRST_SIZE)), _largest_size(shape))
+
+
+def estimate_kernel(
+    blurry: np.ndarray,
+    config: InitialiserConfig,
+    *,
+    kernel_size: int | None = None,
+    noise_std: float = 0.0,
+    progress: Callable[[int, int], None] | None = None,
+) -> KernelEstimate:
+    """Estimates the blur kernel of one grey image.
+
+    Args:
+      blurry: ``[H, W]`` in [0, 1].
+      config: see :class:`~jaxdeblur.config.InitialiserConfig`.
+      kernel_size: odd side of the support, or None: it then starts from :func:`first_kernel_size` and grows for as long as mass
+        touches its border. Room to spare does no harm.
+      noise_std: of the image, in [0, 1] units.
+      progress: called with (pyramid levels done, levels in all).
+
+    Returns:
+      The estimate; the kernel's side is ``kernel_size`` if it was given.
+    """
+    size = kernel_size or first_kernel_size(blurry.shape)
+    while True:
+        kernel, surprises = _estimate(blurry, config, size, noise_std, progress)
+        touching = _border_mass(kernel) > _BORDER_MASS
+        larger = min(_odd(round(size * _GROWTH)), _largest_size(blurry.shape))
+        if kernel_size is not None or not touching or larger <= size:
+            return KernelEstimate(kernel, surprises, touching)
+        size = larger
+
+
+def _estimate(
+    blurry: np.ndarray,
+    config: InitialiserConfig,
+    kernel_size: int,
+    noise_std: float,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[np.ndarray, tuple[float, ...]]:
+    """The kernel ``[kernel_size, kernel_size]`` on a given support, and the guesses' surprises."""
+    levels = kernel_l0.pyramid(blurry.shape, kernel_size)
+    judged_at = max((i for i, level in enumerate(levels) if math.prod(level.shape) <= config.guess_side**2), default=0)
+    # Gradients carry twice the pixels' noise variance.
+    noise = max(config.noise_variance, 2.0 * noise_std**2)
+    refine = functools.partial(
+        variational.refine_kernel,
+        noise_variance=noise,
+        first_noise_variance=noise * config.first_noise_variance / config.noise_variance,
+        camera_blur_std=config.camera_blur_std,
+    )
+    guesses: list[jax.Array] = [kernel_l0.first_kernel(levels[0].kernel_size)] * len(config.gradient_weights)
+    surprises: list[float] = []
+    previous = levels[0]
+    for index, level in enumerate(levels):
+        image = _resize(blurry, level)
+        if index:
+            shape, ratio = (level.kernel_size, level.kernel_size), level.scale / previous.scale
+            guesses = [resize_kernel(guess, shape, scale=ratio) for guess in guesses]
+        if index <= judged_at:
+            guesses = [
+                kernel_l0.estimate_level(
+                    image,
+                    guess,
+                    weight=kernel_l0.weight_after(weight, index * config.level_iterations),
+                    ridge=config.kernel_ridge,
+                    iterations=config.level_iterations,
+                )
+                for guess, weight in zip(guesses, config.gradient_weights, strict=True)
+            ]
+        if index == judged_at:
+            guesses = [refine(image, guess, iterations=config.guess_iterations) for guess in guesses]
+            surprises = [
+                float(variational.surprise(image, guess, noise_variance=noise, camera_blur_std=config.camera_blur_std))
+                for guess in guesses
+            ]
+            guesses = [guesses[int(np.nanargmin(surprises))]]
+        if index >= judged_at and config.refine_iterations:
+            guesses = [refine(image, guess, iterations=config.refine_iterations) for guess in guesses]
+        previous = level
+        if progress is not None:
+            progress(index + 1, len(levels))
+    return np.asarray(_finish(guesses[0])), tuple(surprises)
+
+
+@jax.jit
+def _finish(kernel: jax.Array) -> jax.Array:
+    kernel = kernel_l0.drop_islands(kernel_l0.drop_faint(kernel, _FINAL_THRESHOLD), smallest=_FINAL_ISLAND)
+    return centre_kernel(kernel, subpixel=False)
+
+
+def _resize(blurry: np.ndarray, level: kernel_l0.Level) -> jax.Array:
+    image = jnp.asarray(blurry, jnp.float32)
+    return image if level.shape == blurry.shape else jax.image.resize(image, level.shape, "linear", antialias=True)
+
+
+def _border_mass(kernel: np.ndarray) -> float:
+    inner = slice(_BORDER_WIDTH, -_BORDER_WIDTH)
+    return float(kernel.sum() - kernel[inner, inner].sum())
+
+
+def _largest_size(shape: tuple[int, int]) -> int:
+    return _odd(int(min(shape) * _LARGEST_SIZE_SHARE) - 1)
+
+
+def _odd(size: int) -> int:
+    return size if size % 2 else size + 1

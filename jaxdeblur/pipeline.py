@@ -1,0 +1,254 @@
+"""The pipeline on one page: observe → initialise → optimise → finish → report."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdeblur.classical import finish, variational
+from jaxdeblur.classical.initialiser import estimate_kernel, informative_crop
+from jaxdeblur.classical.noise import noise_std as estimate_noise_std
+from jaxdeblur.config import Config, InitialiserConfig
+from jaxdeblur.errors import InputError
+from jaxdeblur.imaging.colour import luma, rgb_to_ycbcr, ycbcr_to_rgb
+from jaxdeblur.operators.kernels import centre_kernel, pad_kernel
+from jaxdeblur.optimise.loop import FitResult, Progress, fit
+from jaxdeblur.presets import PRESETS
+
+SMALLEST_SIDE = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A kernel that was considered.
+
+    Attributes:
+      name: where it comes from.
+      score: how badly it explains the image (:func:`jaxdeblur.classical.variational.surprise`); lower is better. NaN if it was
+        not judged because there was no other.
+      chosen: whether the final image was made with it.
+    """
+
+    name: str
+    score: float
+    chosen: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What :func:`deblur` found.
+
+    Attributes:
+      restored: the sharp image, shaped as the input, float32 in [0, 1].
+      kernel: ``[h, w]`` of a true convolution, non-negative, summing to one, its mass centred.
+      candidates: the kernels that were compared.
+      chosen: how the final image was made: a candidate's name and a non-blind method, or ``generator``.
+      history: per phase, a curve (the deep prior's loss at each step).
+      seconds: per phase.
+      noise_std: estimated standard deviation of the input's noise, in [0, 1] units.
+      kernel_size: side of the support that was used.
+      warnings: what the user should know, one sentence each.
+    """
+
+    restored: np.ndarray
+    kernel: np.ndarray
+    candidates: tuple[Candidate, ...]
+    chosen: str
+    history: Mapping[str, list[float]]
+    seconds: Mapping[str, float]
+    noise_std: float
+    kernel_size: int
+    warnings: tuple[str, ...]
+
+
+def deblur(
+    image: np.ndarray | jax.Array,
+    config: Config = PRESETS["fast"],
+    *,
+    key: jax.Array,
+    kernel: np.ndarray | jax.Array | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Restores one blurry image.
+
+    Args:
+      image: ``[H, W]`` or ``[H, W, 3]`` in [0, 1], 32 pixels or more a side.
+      config: what to do; a preset or one's own.
+      key: typed random key (``jax.random.key(seed)``); the same one on the same machine gives the same bytes.
+      kernel: a known blur kernel ``[h, w]`` of a true convolution, odd sides, non-negative: only the image is sought.
+      progress: called now and then with (phase, steps done, steps in all, metrics).
+
+    Returns:
+      The restored image, the kernel, and how they came about.
+
+    Raises:
+      InputError: the image or the kernel cannot be used.
+    """
+    clock = _Clock()
+    blurry = _check_image(image)
+    grey = luma(blurry) if blurry.ndim == 3 else blurry
+    known = None if kernel is None else _check_kernel(kernel, grey.shape)
+    if config.kernel_size is not None and config.kernel_size >= min(grey.shape):
+        raise InputError(
+            f"kernel size {config.kernel_size} does not fit an image of {grey.shape[1]}×{grey.shape[0]} pixels; give a smaller one"
+        )
+    with clock("observe"):
+        noise = float(estimate_noise_std(grey))
+    window = informative_crop(grey, (config.initialiser or InitialiserConfig()).crop_side)
+    warnings: list[str] = []
+
+    kernels: dict[str, np.ndarray] = {}
+    if known is not None:
+        kernels["given"] = known
+    else:
+        with clock("initialise"):
+            estimate = estimate_kernel(
+                grey[window],
+                config.initialiser or InitialiserConfig(refine_iterations=0),
+                kernel_size=config.kernel_size,
+                noise_std=noise,
+                progress=progress and (lambda done, total: progress("kernel", done, total, {})),
+            )
+        if estimate.touches_border:
+            warnings.append(
+                f"the kernel reaches the border of its {estimate.kernel.shape[0]}-pixel support; a larger --kernel_size may help"
+            )
+        if config.initialiser is not None:
+            kernels["classical"] = estimate.kernel
+
+    fitted: FitResult | None = None
+    if config.fit is not None:
+        # The whole image only where the generator's own picture is wanted: steps cost in proportion to the pixels.
+        seen = grey if config.final == "generator" else grey[window]
+        with clock("fit"):
+            fitted = fit(
+                seen,
+                config.fit,
+                key=key,
+                kernel_size=known.shape if known is not None else estimate.kernel.shape,
+                kernel=known,
+                num_restarts=config.num_restarts,
+                initial_kernel=kernels.get("classical") if config.fit.kernel_generator.name == "logits" else None,
+                noise_std=noise,
+                progress=progress,
+            )
+        warnings += _restart_warnings(fitted)
+        if known is None:
+            kernels["deep prior"] = np.asarray(centre_kernel(jnp.asarray(fitted.kernel), subpixel=False))
+
+    with clock("judge"):
+        scores = _judge(grey[window], kernels, config.initialiser or InitialiserConfig(), noise)
+    name = min(kernels, key=lambda candidate: scores[candidate])
+    with clock("finish"):
+        if config.final == "generator" and fitted is not None:
+            chosen = "generator"
+            restored = _with_luma(blurry, fitted.image)
+        else:
+            method = "hyper_laplacian" if config.final == "hyper_laplacian" else "sparse"
+            chosen = f"{name} kernel, {method}"
+            restored = finish.restore(
+                blurry,
+                kernels[name],
+                method,
+                config.nonblind,
+                noise_std=noise,
+                progress=progress and (lambda done, total: progress("final image", done, total, {})),
+            )
+    restored = np.clip(restored, 0.0, 1.0).astype(np.float32)
+    return Result(
+        restored=restored,
+        kernel=kernels[name],
+        candidates=tuple(Candidate(label, scores[label], label == name) for label in kernels),
+        chosen=chosen,
+        history={} if fitted is None else {"fit": [float(loss) for loss in fitted.losses[fitted.best]]},
+        seconds=clock.seconds,
+        noise_std=noise,
+        kernel_size=kernels[name].shape[0],
+        warnings=tuple(warnings),
+    )
+
+
+def _restart_warnings(fitted: FitResult) -> list[str]:
+    lines = []
+    for index, status in enumerate(fitted.statuses):
+        if status.retried:
+            lines.append(f"restart {index} collapsed ({', '.join(status.retried)}) and was run again with a new key")
+        if not status.ok:
+            lines.append(
+                f"restart {index} collapsed to the end ({status.collapsed}); its result is not used if another one is sound"
+            )
+    return lines
+
+
+class _Clock:
+    """Seconds per named phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[phase] = time.perf_counter() - began
+
+
+def _check_image(image: np.ndarray | jax.Array) -> np.ndarray:
+    array = np.asarray(image)
+    if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
+        raise InputError(f"image has shape {array.shape}; give [H, W] or [H, W, 3]")
+    if not np.issubdtype(array.dtype, np.floating):
+        raise InputError(f"image has type {array.dtype}; give floats in [0, 1] (8-bit pixels divided by 255)")
+    if min(array.shape[:2]) < SMALLEST_SIDE:
+        raise InputError(f"image of {array.shape[1]}×{array.shape[0]} pixels is too small; give {SMALLEST_SIDE} or more a side")
+    if not np.all(np.isfinite(array)):
+        raise InputError("image has values that are not finite; replace NaN and infinity first")
+    if array.min() < -1e-3 or array.max() > 1.0 + 1e-3:
+        raise InputError(f"image values run from {array.min():.3g} to {array.max():.3g}; scale them to [0, 1]")
+    return array.astype(np.float32)
+
+
+def _check_kernel(kernel: np.ndarray | jax.Array, shape: tuple[int, int]) -> np.ndarray:
+    array = np.asarray(kernel, np.float32)
+    if array.ndim != 2 or not all(side % 2 for side in array.shape):
+        raise InputError(f"kernel has shape {array.shape}; give [h, w] with odd sides")
+    if array.shape[0] >= shape[0] or array.shape[1] >= shape[1]:
+        raise InputError(f"kernel of shape {array.shape} is larger than the image; give a smaller one")
+    if not np.all(np.isfinite(array)) or array.min() < 0 or array.sum() <= 0:
+        raise InputError("kernel must be finite and non-negative with some mass; give a blur kernel")
+    return array / array.sum()
+
+
+def _judge(grey: np.ndarray, kernels: Mapping[str, np.ndarray], config: InitialiserConfig, noise: float) -> dict[str, float]:
+    """The surprise of each kernel, or NaN where there is nothing to choose."""
+    if len(kernels) == 1:
+        return dict.fromkeys(kernels, float("nan"))
+    shape = (max(k.shape[0] for k in kernels.values()), max(k.shape[1] for k in kernels.values()))
+    variance = max(config.noise_variance, 2.0 * noise**2)
+    scores = {
+        name: float(
+            variational.surprise(
+                jnp.asarray(grey),
+                pad_kernel(jnp.asarray(kernel), shape),
+                noise_variance=variance,
+                camera_blur_std=config.camera_blur_std,
+            )
+        )
+        for name, kernel in kernels.items()
+    }
+    return {name: score if np.isfinite(score) else float("inf") for name, score in scores.items()}
+
+
+def _with_luma(blurry: np.ndarray, restored: np.ndarray) -> np.ndarray:
+    """The restored luma with the blurry image's chroma, as SelfDeblur does for colour."""
+    if blurry.ndim == 2:
+        return np.asarray(restored)
+    ycbcr = np.array(rgb_to_ycbcr(blurry))
+    ycbcr[..., 0] = restored
+    return ycbcr_to_rgb(ycbcr)
