@@ -26,7 +26,7 @@ from absl import app, flags
 
 from jaxdeblur import runtime
 from jaxdeblur.config import Config
-from jaxdeblur.deblur import Result, deblur
+from jaxdeblur.pipeline import Result, deblur
 from jaxdeblur.errors import InputError
 from jaxdeblur.evaluation.datasets import LAYOUTS, Example, find_examples
 from jaxdeblur.evaluation.metrics import aligned_metrics
