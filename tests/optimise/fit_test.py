@@ -15,7 +15,7 @@ from jaxdeblur.optimise.loop import fit
 from jaxdeblur.optimise.step import Observation, Program, initial_state, run_chunk, train_step
 
 SMALL = FitConfig(
-    image_generator=ImageGeneratorConfig(num_scales=3, channels=4, skip_channels=2, non_local_channels=2),
+    image_generator=ImageGeneratorConfig(num_scales=1, channels=4, skip_channels=2),
     kernel_generator=KernelGeneratorConfig(hidden_sizes=(20,)),
     num_iterations=7,
     loss_intervals=(LossInterval(0, (("mse", 1.0),)), LossInterval(4, (("one_minus_ssim", 1.0),))),
