@@ -11,11 +11,11 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 
+import imageio.v3 as iio
 import jax.numpy as jnp
 import numpy as np
 import skimage.data
 from absl import app, flags
-from PIL import Image
 
 from jaxdeblur.imaging.kernel_files import write_kernel_picture
 from jaxdeblur.operators.blur import blur_valid, crop_to_blurry
@@ -104,7 +104,7 @@ def main(_: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     blurry, sharp, kernel = make_sample(Sample())
     for name, picture in (("blurry", blurry), ("sharp", sharp)):
-        Image.fromarray(picture).save(folder / f"{name}.png", optimize=True)
+        iio.imwrite(folder / f"{name}.png", picture, plugin="pillow", optimize=True)
     write_kernel_picture(folder / "kernel.png", kernel)
     print(f"{folder}: blurry.png, sharp.png, kernel.png")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pathlib
 
+import imageio.v3 as iio
 import numpy as np
-from PIL import Image
 
 from jaxdeblur.errors import InputError
 from jaxdeblur.imaging.colour import luma
@@ -55,7 +55,8 @@ def kernel_levels(kernel: np.ndarray) -> np.ndarray:
 
 def write_kernel_picture(path: pathlib.Path, kernel: np.ndarray) -> None:
     """Writes :func:`kernel_levels` of ``kernel [h, w]`` as a PNG."""
-    Image.fromarray(kernel_levels(kernel)).save(path, format="PNG")
+    with path.open("wb") as file:
+        iio.imwrite(file, kernel_levels(kernel), plugin="pillow", extension=".png", is_batch=False)
 
 
 def write_kernel_array(path: pathlib.Path, kernel: np.ndarray) -> None:

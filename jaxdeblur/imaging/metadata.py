@@ -10,7 +10,7 @@ import numpy as np
 import tifffile
 from PIL import ExifTags, Image, TiffImagePlugin
 
-_ORIENTATION = int(ExifTags.Base.Orientation)
+ORIENTATION = int(ExifTags.Base.Orientation)
 EXIF, GPS = int(ExifTags.IFD.Exif), int(ExifTags.IFD.GPSInfo)
 _SUB_DIRECTORIES = (EXIF, GPS)
 # What describes the photograph. Anything else in the first directory describes how the old file stored its pixels
@@ -44,9 +44,8 @@ _TIFF_BYTE, _TIFF_ASCII, _TIFF_SHORT, _TIFF_LONG = 1, 2, 3, 4
 _PLACEHOLDER = 1
 
 
-def orientation_of(exif: Image.Exif) -> int:
-    """The EXIF orientation, 1 to 8; 1 (upright) where it is absent or nonsense."""
-    value = exif.get(_ORIENTATION, 1)
+def valid_orientation(value: object) -> int:
+    """The value of an EXIF orientation tag, 1 to 8; 1 (upright) where it is absent or nonsense."""
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
@@ -90,7 +89,7 @@ def carried_exif(exif: Image.Exif, size: tuple[int, int]) -> bytes:
             carried[directory] = entries
     if not len(carried):
         return b""
-    carried[_ORIENTATION] = 1
+    carried[ORIENTATION] = 1
     return carried.tobytes()
 
 

@@ -1,7 +1,9 @@
 """Reading a picture without losing bit depth, transparency, orientation or metadata unsaid.
 
-8-bit pictures go through Pillow. TIFFs of 16 bits or floats go through tifffile, because Pillow cuts 16-bit colour to 8 bits
-without a word; for the same reason 16-bit colour PNGs are refused.
+Pixels are decoded by imageio: 8-bit pictures by its Pillow plugin, TIFFs of 16 bits or floats by its tifffile plugin, because
+Pillow cuts 16-bit colour to 8 bits without a word; for the same reason 16-bit colour PNGs are refused. What has to be known
+before that is asked of the two libraries themselves, for imageio does not tell: the file's format (and it would open any that
+Pillow knows), how many pictures are in it, what transparency and the samples of a TIFF mean, and the EXIF block as a whole.
 """
 
 from __future__ import annotations
@@ -9,9 +11,10 @@ from __future__ import annotations
 import pathlib
 import warnings
 
+import imageio.v3 as iio
 import numpy as np
 import tifffile
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from jaxdeblur.errors import InputError
 from jaxdeblur.imaging import metadata
@@ -75,23 +78,24 @@ def _read_with_pillow(path: pathlib.Path, head: bytes) -> Picture:
     deep = head[:8] == _PNG_SIGNATURE and head[12:16] == b"IHDR" and head[24] == 16
     if deep and head[25] != _PNG_GREY:
         raise _deep_png_error(path)
-    # Given a path, Pillow maps uncompressed TIFFs into memory, and scrambles those that EXIF turns by 90°.
-    with path.open("rb") as file, Image.open(file, formats=_PILLOW_FORMATS) as image:
-        _require_single_frame(path, image)
-        source_format = image.format or ""
-        image.load()
-        if deep and "transparency" in image.info:
+    # Open files, not paths: in a path imageio gives "~" and ".zip" a meaning of its own, and Pillow maps uncompressed TIFFs
+    # into memory and then scrambles those that EXIF turns by 90°.
+    with path.open("rb") as file, Image.open(file, formats=_PILLOW_FORMATS) as header:
+        _require_single_frame(path, header)
+        source_format = header.format or ""
+        if deep and "transparency" in header.info:
             raise _deep_png_error(path)
-        exif = image.getexif()
-        icc = image.info.get("icc_profile") or b""
-        if deep:
-            samples = metadata.turn_upright(np.asarray(image).astype(np.uint16), metadata.orientation_of(exif))
-        else:
-            samples = np.asarray(_plain_mode(path, ImageOps.exif_transpose(image)))
+        mode = None if deep else _plain_mode(path, header)
+        with path.open("rb") as again, iio.imopen(again, "r", plugin="pillow") as body:
+            samples = body.read(index=0, mode=mode)
+            # Asked of the decoded picture: Pillow turns TIFFs upright by itself and then drops the tag.
+            orientation = body.metadata(index=0, exclude_applied=False).get("Orientation")
+        samples = metadata.turn_upright(samples, metadata.valid_orientation(orientation))
+        # While the file is open: inner directories are read only when they are asked for.
+        block, notes = _carry(header.getexif(), (samples.shape[1], samples.shape[0]))
+        icc = header.info.get("icc_profile") or b""
     samples, alpha = _split_alpha(samples)
     white = float(np.iinfo(samples.dtype).max)
-    width, height = samples.shape[1], samples.shape[0]
-    block, notes = _carry(exif, (width, height))
     target = source_format if source_format in _SUFFIXES else "PNG"
     if target == "BMP" and alpha is not None:
         target = "PNG"  # few programs read transparency in a BMP
@@ -135,18 +139,16 @@ def _full_pages(tiff: tifffile.TiffFile) -> int:
     return sum(not (isinstance(page, tifffile.TiffPage) and page.is_reduced) for page in tiff.pages)
 
 
-def _plain_mode(path: pathlib.Path, image: Image.Image) -> Image.Image:
-    """``image`` as 8-bit L, LA, RGB or RGBA."""
+def _plain_mode(path: pathlib.Path, image: Image.Image) -> str:
+    """The 8-bit mode to read ``image`` in: L, LA, RGB or RGBA."""
     if image.mode in ("RGBa", "PA", "La"):
-        return image.convert("RGBA")
-    if image.mode == "P":
-        return image.convert("RGBA" if image.has_transparency_data else "RGB")
+        return "RGBA"
+    if image.mode in ("P", "RGB"):
+        return "RGBA" if image.has_transparency_data else "RGB"
     if image.mode in ("1", "L"):
-        return image.convert("LA" if image.has_transparency_data else "L")
-    if image.mode == "RGB":
-        return image.convert("RGBA") if image.has_transparency_data else image
+        return "LA" if image.has_transparency_data else "L"
     if image.mode in ("LA", "RGBA"):
-        return image
+        return image.mode
     raise InputError(f"{path}: colours are stored as {image.mode}, which is not supported; convert it to RGB or grey")
 
 
@@ -166,7 +168,8 @@ def _read_deep_tiff(path: pathlib.Path) -> Picture | None:
         if page.photometric not in _TIFF_PHOTOMETRICS:
             raise InputError(f"{path}: colours of kind {page.photometric} are not supported; convert it to RGB or grey")
         try:
-            samples = page.asarray()
+            with path.open("rb") as file, iio.imopen(file, "r", plugin="tifffile") as body:
+                samples = body.read(index=..., page=0)
         except ValueError as error:
             if "imagecodecs" not in str(error):
                 raise
@@ -186,7 +189,7 @@ def _read_deep_tiff(path: pathlib.Path) -> Picture | None:
     if samples.dtype.kind == "f" and not np.isfinite(samples).all():
         bad = int(samples.size - np.isfinite(samples).sum())
         raise InputError(f"{path}: {bad} samples are NaN or infinite; replace them before deblurring")
-    samples = metadata.turn_upright(samples, metadata.orientation_of(exif))
+    samples = metadata.turn_upright(samples, metadata.valid_orientation(exif.get(metadata.ORIENTATION)))
     samples, alpha = _split_alpha(samples)
     if samples.dtype.kind == "f":
         black, white = _float_range(samples)

@@ -1,4 +1,7 @@
-"""Writing results: whole files or none."""
+"""Writing results: whole files or none.
+
+Files are opened here and handed to imageio open, because in a path it gives "~" and ".zip" a meaning of its own.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,11 @@ import contextlib
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
+import imageio.v3 as iio
 import numpy as np
-import tifffile
-from PIL import Image
+from imageio.plugins.tifffile_v3 import TifffilePlugin
 
 from jaxdeblur.imaging import metadata
 from jaxdeblur.imaging.picture import Picture
@@ -45,29 +49,27 @@ def write_picture(path: pathlib.Path, picture: Picture, restored: np.ndarray) ->
     if picture.format == "TIFF":
         _write_tiff(path, picture, samples)
         return
-    image = Image.fromarray(samples)
-    if picture.format == "BMP":
-        image.save(path, format="BMP")
-        return
-    lossless = {"lossless": True, "exact": True} if picture.format == "WEBP" else {}
-    image.save(path, format=picture.format, exif=picture.exif, icc_profile=picture.icc or None, **lossless)
+    options: dict[str, Any] = {} if picture.format == "BMP" else {"exif": picture.exif, "icc_profile": picture.icc or None}
+    if picture.format == "WEBP":
+        options |= {"lossless": True, "exact": True}
+    with path.open("wb") as file:
+        iio.imwrite(file, samples, plugin="pillow", extension=picture.suffix, is_batch=False, **options)
 
 
 def _write_tiff(path: pathlib.Path, picture: Picture, samples: np.ndarray) -> None:
     alpha_kind = "assocalpha" if picture.associated_alpha else "unassalpha"
-    tifffile.imwrite(
-        path,
-        samples,
-        byteorder="<",
-        photometric="rgb" if picture.pixels.ndim == 3 else "minisblack",
-        planarconfig="contig",
-        extrasamples=[alpha_kind] if picture.alpha is not None else None,
-        compression="zlib",
-        metadata=None,  # no description of our own
-        software=False,
-        iccprofile=picture.icc or None,
-        extratags=metadata.tiff_tags(picture.exif) if picture.exif else (),
-        **(metadata.tiff_resolution(picture.exif) if picture.exif else {}),
-    )
+    with path.open("wb") as file, iio.imopen(file, "w", plugin=TifffilePlugin, byteorder="<") as body:
+        body.write(
+            samples,
+            photometric="rgb" if picture.pixels.ndim == 3 else "minisblack",
+            planarconfig="contig",
+            extrasamples=[alpha_kind] if picture.alpha is not None else None,
+            compression="zlib",
+            metadata=None,  # no description of our own
+            software=False,
+            iccprofile=picture.icc or None,
+            extratags=metadata.tiff_tags(picture.exif) if picture.exif else (),
+            **(metadata.tiff_resolution(picture.exif) if picture.exif else {}),
+        )
     if picture.exif:
         metadata.append_tiff_directories(path, picture.exif)
