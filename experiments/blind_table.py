@@ -26,10 +26,10 @@ from absl import app, flags
 
 from jaxdeblur import runtime
 from jaxdeblur.config import Config
-from jaxdeblur.pipeline import Result, deblur
 from jaxdeblur.errors import InputError
 from jaxdeblur.evaluation.datasets import LAYOUTS, Example, find_examples
 from jaxdeblur.evaluation.metrics import aligned_metrics
+from jaxdeblur.pipeline import Result, deblur
 from jaxdeblur.presets import PRESETS
 
 _DATASET = flags.DEFINE_enum("dataset", "levin", sorted(LAYOUTS), "Which set.")

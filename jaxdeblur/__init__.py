@@ -14,8 +14,8 @@ from jaxdeblur.version import __version__
 
 if TYPE_CHECKING:
     from jaxdeblur.config import Config
-    from jaxdeblur.pipeline import Candidate, Result, deblur
     from jaxdeblur.errors import InputError
+    from jaxdeblur.pipeline import Candidate, Result, deblur
     from jaxdeblur.presets import PRESETS
 
 __all__ = ["PRESETS", "Candidate", "Config", "InputError", "Result", "__version__", "deblur"]

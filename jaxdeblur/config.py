@@ -8,6 +8,7 @@ is made (:class:`NonblindConfig`, ``final``). Methods are values of it, kept in 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any, Literal, get_args
 
 from jaxdeblur.errors import InputError
@@ -142,11 +143,11 @@ class FitConfig:
         _require(self.update in get_args(Update), f"unknown update {self.update!r}: choose joint or alternating")
         starts = [interval.start for interval in self.loss_intervals]
         _require(
-            bool(starts) and starts[0] == 0 and all(a < b for a, b in zip(starts, starts[1:], strict=False)),
+            bool(starts) and starts[0] == 0 and all(a < b for a, b in itertools.pairwise(starts)),
             f"loss intervals must start at step 0 and increase, got starts {starts}",
         )
         _require(
-            all(a < b for a, b in zip(self.decay_steps, self.decay_steps[1:], strict=False)),
+            all(a < b for a, b in itertools.pairwise(self.decay_steps)),
             f"decay_steps must increase, got {self.decay_steps}",
         )
 

@@ -96,7 +96,8 @@ def deblur(
     known = None if kernel is None else _check_kernel(kernel, grey.shape)
     if config.kernel_size is not None and config.kernel_size >= min(grey.shape):
         raise InputError(
-            f"kernel size {config.kernel_size} does not fit an image of {grey.shape[1]}×{grey.shape[0]} pixels; give a smaller one"
+            f"kernel size {config.kernel_size} does not fit an image of {grey.shape[1]}×{grey.shape[0]} pixels; "
+            "give a smaller one"
         )
     with clock("observe"):
         noise = float(estimate_noise_std(grey))
@@ -117,7 +118,8 @@ def deblur(
             )
         if estimate.touches_border:
             warnings.append(
-                f"the kernel reaches the border of its {estimate.kernel.shape[0]}-pixel support; a larger --kernel_size may help"
+                f"the kernel reaches the border of its {estimate.kernel.shape[0]}-pixel support; "
+                "a larger --kernel_size may help"
             )
         if config.initialiser is not None:
             kernels["classical"] = estimate.kernel

@@ -93,7 +93,7 @@ def estimate_level(
     def alternate(step: jax.Array, kernel: jax.Array) -> jax.Array:
         current = jnp.maximum(weight / _WEIGHT_DECAY**step, _SMALLEST_WEIGHT)
         image = l0_image(padded, kernel, current)[: blurry.shape[0], : blurry.shape[1]]
-        kernel = least_squares_kernel(image, blurry, kernel.shape, ridge)
+        kernel = least_squares_kernel(image, blurry, (kernel.shape[0], kernel.shape[1]), ridge)
         return centre_kernel(drop_islands(kernel, smallest=_SMALLEST_ISLAND), subpixel=False)
 
     return jax.lax.fori_loop(0, iterations, alternate, kernel)

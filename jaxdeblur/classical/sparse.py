@@ -36,9 +36,10 @@ def sparse(
     """Restores the sharp image behind a blurry one whose kernel is known.
 
     Minimises ``‖k * x − y‖² + weight · Σ_d c_d Σ_p |(D_d x)(p)|^α`` over x on its whole support (the blurry image is the valid
-    part of ``k * x``, nothing is assumed beyond it), D running over first (c = 1) and second (c = ¼) derivatives, by iteratively
-    reweighted least squares: each quadratic problem is solved by conjugate gradients from the last one's answer. The channels
-    of a colour image share the weights, taken from their mean squared derivative, so that their edges stay together.
+    part of ``k * x``, nothing is assumed beyond it), D running over first (c = 1) and second (c = ¼) derivatives, by
+    iteratively reweighted least squares: each quadratic problem is solved by conjugate gradients from the last one's answer.
+    The channels of a colour image share the weights, taken from their mean squared derivative, so that their edges stay
+    together.
 
     Levin, Fergus, Durand, Freeman: "Image and depth from a conventional camera with a coded aperture", SIGGRAPH 2007,
     https://doi.org/10.1145/1276377.1276464 (the sparse prior and its solver).
@@ -58,7 +59,7 @@ def sparse(
     chex.assert_rank(blurry, {2, 3})
     chex.assert_rank(kernel, 2)
     channels = blurry[None] if blurry.ndim == 2 else jnp.moveaxis(blurry, -1, 0)
-    start = blur.pad_to_latent(channels, kernel.shape)
+    start = blur.pad_to_latent(channels, (kernel.shape[0], kernel.shape[1]))
     forward, adjoint = blur.valid_blur(kernel, (start.shape[-2], start.shape[-1]))
     target = adjoint(channels)
 
