@@ -14,6 +14,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxdeblur.classical.compiled import reproducible_jit
 from jaxdeblur.operators import blur, gradients
 
 # The splitting weight of each iteration. Krishnan and Fergus raise it from 1 to 256 in seven steps of 2√2, one iteration each;
@@ -41,7 +42,7 @@ def weight_for_noise(noise_std: float) -> float:
     return 0.05 * max(noise_std, 0.002)
 
 
-@functools.partial(jax.jit, static_argnames=("exponent", "betas"))
+@functools.partial(reproducible_jit, static_argnames=("exponent", "betas"))
 def hyper_laplacian(
     blurry: jax.Array,
     kernel: jax.Array,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ from jaxdeblur.config import InitialiserConfig
 from jaxdeblur.operators.kernels import centre_kernel, resize_kernel
 
 _FIRST_SIZE_SHARE = 1 / 8
-_SMALLEST_FIRST_SIZE, _LARGEST_FIRST_SIZE = 31, 51
+_SMALLEST_FIRST_SIZE, _LARGEST_FIRST_SIZE = 31, 85
 _LARGEST_SIZE_SHARE = 1 / 3
 _GROWTH = 1.45
 # More than this share of the mass within so many pixels of the border: the kernel may go on beyond it.
@@ -113,12 +115,17 @@ def _estimate(
     judged_at = max((i for i, level in enumerate(levels) if math.prod(level.shape) <= config.guess_side**2), default=0)
     # Gradients carry twice the pixels' noise variance.
     noise = max(config.noise_variance, 2.0 * noise_std**2)
-    refine = functools.partial(
-        variational.refine_kernel,
-        noise_variance=noise,
-        first_noise_variance=noise * config.first_noise_variance / config.noise_variance,
-        camera_blur_std=config.camera_blur_std,
-    )
+
+    def refine(image: jax.Array, kernels: list[jax.Array], iterations: int) -> list[jax.Array]:
+        settings = {
+            "blurry": image,
+            "iterations": iterations,
+            "noise_variance": noise,
+            "first_noise_variance": noise * config.first_noise_variance / config.noise_variance,
+            "camera_blur_std": config.camera_blur_std,
+        }
+        return _side_by_side(variational.refine_kernel, [settings | {"kernel": kernel} for kernel in kernels])
+
     guesses: list[jax.Array] = [kernel_l0.first_kernel(levels[0].kernel_size)] * len(config.gradient_weights)
     surprises: list[float] = []
     previous = levels[0]
@@ -128,29 +135,42 @@ def _estimate(
             shape, ratio = (level.kernel_size, level.kernel_size), level.scale / previous.scale
             guesses = [resize_kernel(guess, shape, scale=ratio) for guess in guesses]
         if index <= judged_at:
-            guesses = [
-                kernel_l0.estimate_level(
-                    image,
-                    guess,
-                    weight=kernel_l0.weight_after(weight, index * config.level_iterations),
-                    ridge=config.kernel_ridge,
-                    iterations=config.level_iterations,
-                )
-                for guess, weight in zip(guesses, config.gradient_weights, strict=True)
-            ]
+            guesses = _side_by_side(
+                kernel_l0.estimate_level,
+                [
+                    {
+                        "blurry": image,
+                        "kernel": guess,
+                        "weight": kernel_l0.weight_after(weight, index * config.level_iterations),
+                        "ridge": config.kernel_ridge,
+                        "iterations": config.level_iterations,
+                    }
+                    for guess, weight in zip(guesses, config.gradient_weights, strict=True)
+                ],
+            )
         if index == judged_at:
-            guesses = [refine(image, guess, iterations=config.guess_iterations) for guess in guesses]
+            guesses = refine(image, guesses, config.guess_iterations)
+            judge = {"blurry": image, "noise_variance": noise, "camera_blur_std": config.camera_blur_std}
             surprises = [
-                float(variational.surprise(image, guess, noise_variance=noise, camera_blur_std=config.camera_blur_std))
-                for guess in guesses
+                float(value) for value in _side_by_side(variational.surprise, [judge | {"kernel": guess} for guess in guesses])
             ]
             guesses = [guesses[int(np.nanargmin(surprises))]]
-        if index >= judged_at and config.refine_iterations:
-            guesses = [refine(image, guess, iterations=config.refine_iterations) for guess in guesses]
+            guesses = refine(image, guesses, config.refine_iterations)
+        elif index > judged_at:
+            guesses = refine(image[informative_crop(np.asarray(image), config.refine_side)], guesses, config.fine_iterations)
         previous = level
         if progress is not None:
             progress(index + 1, len(levels))
     return np.asarray(_finish(guesses[0])), tuple(surprises)
+
+
+def _side_by_side(program: jax.stages.Wrapped, calls: Sequence[dict[str, Any]]) -> list[jax.Array]:
+    """``program(**call)`` for every call, in order: on CPUs, where such a program keeps one core busy, several at a time."""
+    if len(calls) == 1 or jax.default_backend() != "cpu":
+        return [program(**call) for call in calls]
+    program.lower(**calls[0]).compile()  # kept by jax: otherwise every thread would compile it anew
+    with ThreadPoolExecutor(min(len(calls), os.cpu_count() or 1)) as pool:
+        return list(pool.map(lambda call: jax.block_until_ready(program(**call)), calls))
 
 
 @jax.jit

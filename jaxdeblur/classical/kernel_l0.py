@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.sparse.linalg import cg
 
+from jaxdeblur.classical.compiled import reproducible_jit
 from jaxdeblur.operators import blur, gradients
 from jaxdeblur.operators.kernels import centre_kernel, normalise_kernel
 
@@ -71,7 +72,7 @@ def weight_after(weight: float, alternations: int) -> float:
     return max(weight / _WEIGHT_DECAY**alternations, _SMALLEST_WEIGHT)
 
 
-@functools.partial(jax.jit, static_argnames=("iterations",))
+@functools.partial(reproducible_jit, static_argnames=("iterations",))
 def estimate_level(
     blurry: jax.Array, kernel: jax.Array, *, weight: jax.Array | float, ridge: jax.Array | float, iterations: int
 ) -> jax.Array:

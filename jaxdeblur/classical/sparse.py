@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.sparse.linalg import cg
 
+from jaxdeblur.classical.compiled import reproducible_jit
 from jaxdeblur.operators import blur, gradients
 
 # Second derivatives weigh less: they are larger for the same edge.
@@ -23,7 +24,7 @@ def weight_for_noise(noise_std: float, *, base: float = 1e-4) -> float:
     return max(base, 10.0 * noise_std**2)
 
 
-@functools.partial(jax.jit, static_argnames=("exponent", "num_reweightings", "num_cg_steps"))
+@functools.partial(reproducible_jit, static_argnames=("exponent", "num_reweightings", "num_cg_steps"))
 def sparse(
     blurry: jax.Array,
     kernel: jax.Array,
