@@ -17,6 +17,8 @@ from jax import lax
 
 # Images of fewer pixels do not repay the sums that minimal filtering needs (measured on two cores).
 MIN_PIXELS_MINIMAL_FILTERING = 2_000
+# Images of fewer pixels fit the processor's cache: a second pass over them costs nothing.
+MIN_PIXELS_ONE_PASS = 10_000
 
 # Winograd's F(2, 3): two outputs of a three-tap filter from four products instead of six. ``_INPUTS[p]`` holds the
 # (position in the window of four, sign) of the samples summed for product p, ``_OUTPUTS[o]`` the (product, sign) of the
@@ -232,10 +234,12 @@ def normalise_activate(
 def spatial_moments(image: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mean and biased variance ``[..., 1, 1, C]`` over the pixels of ``image [..., H, W, C]``.
 
-    As ``E[x²] − E[x]²``, for the sake of one pass over memory: features of a freshly mixed layer have means of the order of
-    their deviations, so nothing is lost that single precision could keep.
+    Of large images as ``E[x²] − E[x]²``, for the sake of one pass over memory. Of small ones as ``E[(x − E[x])²]``: a few
+    pixels at the bottom of the net can be nearly equal, and the difference of two large numbers would lose their variance.
     """
     mean = jnp.mean(image, axis=(-3, -2), keepdims=True)
+    if image.shape[-3] * image.shape[-2] < MIN_PIXELS_ONE_PASS:
+        return mean, jnp.mean(jnp.square(image - mean), axis=(-3, -2), keepdims=True)
     square = jnp.mean(jnp.square(image), axis=(-3, -2), keepdims=True)
     return mean, jnp.maximum(square - jnp.square(mean), 0.0)
 
