@@ -163,24 +163,28 @@ class InitialiserConfig:
       kernel_ridge: weight of ``‖k‖²`` in the L0 pyramid's kernel step.
       level_iterations: alternations of image and kernel per level of the pyramid.
       guess_iterations: variational iterations given to every guess before it is judged.
-      refine_iterations: variational iterations given to the chosen guess, at each level up to full size.
+      refine_iterations: variational iterations given to the chosen guess, at the level where it was chosen.
+      fine_iterations: variational iterations given to it at each finer level.
       noise_variance: of the gradients in the variational model, in squared [0, 1] units; where its annealing ends.
       first_noise_variance: where the annealing begins.
       camera_blur_std: standard deviation in pixels of the Gaussian that a sharp photograph's steps are taken to carry.
       guess_side: guesses are told apart on a level of the pyramid of at most about this many pixels a side.
-      crop_side: the kernel is estimated from an informative crop of at most about this many pixels a side.
+      refine_side: on finer levels the kernel is refined on an informative crop of at most this many pixels a side.
+      image_side: of larger images, only an informative crop of this many pixels a side is looked at.
     """
 
-    gradient_weights: tuple[float, ...] = (2e-3, 4e-3, 8e-3, 1.6e-2)
+    gradient_weights: tuple[float, ...] = (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
     kernel_ridge: float = 2.0
     level_iterations: int = 5
     guess_iterations: int = 60
     refine_iterations: int = 120
+    fine_iterations: int = 40
     noise_variance: float = 1e-5
     first_noise_variance: float = 3e-5
     camera_blur_std: float = 0.4
     guess_side: int = 300
-    crop_side: int = 512
+    refine_side: int = 512
+    image_side: int = 1280
 
     def __post_init__(self) -> None:
         _require(len(self.gradient_weights) > 0, "initialiser: give at least one gradient weight")
@@ -190,7 +194,7 @@ class InitialiserConfig:
             0 < self.noise_variance <= self.first_noise_variance,
             "initialiser: noise_variance must be positive and at most first_noise_variance",
         )
-        _require(min(self.guess_side, self.crop_side) >= 64, "initialiser: guess_side and crop_side must be 64 or more")
+        _require(min(self.guess_side, self.refine_side, self.image_side) >= 64, "initialiser: sides must be 64 pixels or more")
 
 
 @dataclasses.dataclass(frozen=True)

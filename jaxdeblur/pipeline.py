@@ -101,7 +101,7 @@ def deblur(
         )
     with clock("observe"):
         noise = float(estimate_noise_std(grey))
-    window = informative_crop(grey, (config.initialiser or InitialiserConfig()).crop_side)
+    window = informative_crop(grey, (config.initialiser or InitialiserConfig()).image_side)
     warnings: list[str] = []
 
     kernels: dict[str, np.ndarray] = {}
@@ -111,7 +111,7 @@ def deblur(
         with clock("initialise"):
             estimate = estimate_kernel(
                 grey[window],
-                config.initialiser or InitialiserConfig(refine_iterations=0),
+                config.initialiser or InitialiserConfig(guess_iterations=0, refine_iterations=0, fine_iterations=0),
                 kernel_size=config.kernel_size,
                 noise_std=noise,
                 progress=progress and (lambda done, total: progress("kernel", done, total, {})),

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.sparse.linalg import cg
 
+from jaxdeblur.classical.compiled import reproducible_jit
 from jaxdeblur.operators import blur, gradients
 from jaxdeblur.operators.kernels import normalise_kernel
 
@@ -29,8 +30,8 @@ from jaxdeblur.operators.kernels import normalise_kernel
 _FIRST_VARIANCE = 1e-2
 _NOISE_DECAY = 0.97
 _IMAGE_CG_STEPS = 10
-_KERNEL_STEPS = 20
-_POWER_STEPS = 6
+_KERNEL_STEPS = 8
+_POWER_STEPS = 2
 _JUDGE_ITERATIONS = 12
 _CAMERA_BLUR_RADIUS = 2
 
@@ -42,7 +43,7 @@ def camera_blur(std: float) -> jax.Array:
     return normalise_kernel(jnp.outer(profile, profile))
 
 
-@functools.partial(jax.jit, static_argnames=("iterations", "camera_blur_std"))
+@functools.partial(reproducible_jit, static_argnames=("iterations", "camera_blur_std"))
 def refine_kernel(
     blurry: jax.Array,
     kernel: jax.Array,
@@ -79,7 +80,7 @@ def refine_kernel(
     blurred_by_camera, _ = blur.valid_blur(soft, shape)
 
     def alternate(_: int, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        sharp, variance, kernel, noise = state
+        sharp, variance, kernel, steepest, noise = state
         sharp, uncertainty = _image_step(observed, _convolve(kernel, soft, mode="full"), sharp, variance, noise)
 
         forward, adjoint = blur.valid_blur_of(blurred_by_camera(sharp), kernel.shape)
@@ -90,15 +91,17 @@ def refine_kernel(
         def normal(candidate: jax.Array) -> jax.Array:
             return adjoint(forward(candidate)) + ridge * _convolve(ridge * candidate, softness, mode="same")
 
-        kernel = normalise_kernel(_nonnegative_minimum(normal, adjoint(observed), kernel))
-        return sharp, sharp**2 + uncertainty, kernel, jnp.maximum(_NOISE_DECAY * noise, noise_variance)
+        kernel, steepest = _nonnegative_minimum(normal, adjoint(observed), kernel, steepest)
+        noise = jnp.maximum(_NOISE_DECAY * noise, noise_variance)
+        return sharp, sharp**2 + uncertainty, normalise_kernel(kernel), steepest, noise
 
     start = jnp.zeros((2, *shape))
-    state = (start, jnp.full_like(start, _FIRST_VARIANCE), kernel, jnp.asarray(first_noise_variance, blurry.dtype))
+    noise = jnp.asarray(first_noise_variance, blurry.dtype)
+    state = (start, jnp.full_like(start, _FIRST_VARIANCE), kernel, jnp.ones_like(kernel), noise)
     return jax.lax.fori_loop(0, iterations, alternate, state)[2]
 
 
-@functools.partial(jax.jit, static_argnames=("camera_blur_std",))
+@functools.partial(reproducible_jit, static_argnames=("camera_blur_std",))
 def surprise(blurry: jax.Array, kernel: jax.Array, *, noise_variance: float = 1e-5, camera_blur_std: float = 0.4) -> jax.Array:
     """F(k) per pixel: how badly a kernel explains a blurry image, averaged over sharp images. Lower is better.
 
@@ -158,15 +161,21 @@ def _image_step(
     return mean, uncertainty
 
 
-def _nonnegative_minimum(normal: blur.Operator, target: jax.Array, start: jax.Array) -> jax.Array:
-    """``argmin_{k≥0} ½⟨k, N k⟩ − ⟨b, k⟩`` by FISTA (Beck, Teboulle, 2009, https://doi.org/10.1137/080716542)."""
+def _nonnegative_minimum(
+    normal: blur.Operator, target: jax.Array, start: jax.Array, steepest: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Steps towards ``argmin_{k≥0} ½⟨k, N k⟩ − ⟨b, k⟩`` by FISTA (Beck, Teboulle, 2009, https://doi.org/10.1137/080716542).
 
-    def grow(_: int, direction: jax.Array) -> jax.Array:
-        grown = normal(direction)
-        return grown / jnp.linalg.norm(grown)
+    ``steepest`` is a guess of the eigenvector of N's largest eigenvalue, which bounds the step; it is improved and returned.
+    """
 
-    direction = jax.lax.fori_loop(0, _POWER_STEPS, grow, jnp.full_like(start, 1.0 / start.size**0.5))
-    step = 1.0 / (1.02 * jnp.vdot(direction, normal(direction)))
+    def grow(_: int, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        direction, _ = state
+        grown = normal(direction / jnp.linalg.norm(direction))
+        return grown, jnp.linalg.norm(grown)
+
+    steepest, curvature = jax.lax.fori_loop(0, _POWER_STEPS, grow, (steepest, jnp.ones(())))
+    step = 1.0 / (1.05 * curvature)
 
     def improve(_: int, state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         old, ahead, momentum = state
@@ -174,7 +183,7 @@ def _nonnegative_minimum(normal: blur.Operator, target: jax.Array, start: jax.Ar
         next_momentum = 0.5 * (1.0 + jnp.sqrt(1.0 + 4.0 * momentum**2))
         return new, new + (momentum - 1.0) / next_momentum * (new - old), next_momentum
 
-    return jax.lax.fori_loop(0, _KERNEL_STEPS, improve, (start, start, jnp.ones(())))[0]
+    return jax.lax.fori_loop(0, _KERNEL_STEPS, improve, (start, start, jnp.ones(())))[0], steepest
 
 
 _convolve = jax.scipy.signal.convolve2d
