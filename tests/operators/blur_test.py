@@ -3,6 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.ndimage
 import scipy.signal
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -97,3 +98,44 @@ class CompiledOrNot(chex.TestCase):
         np.testing.assert_allclose(blurry, expected, atol=1e-4)
         back = self.variant(blur.blur_valid_adjoint)(blurry, kernel)
         np.testing.assert_allclose(back, scipy.signal.correlate2d(blurry, kernel, mode="full"), atol=1e-3)
+
+
+@settings(max_examples=8, deadline=None)
+@given(SIDES, KERNELS, st.integers(0, 2**16))
+def test_the_pair_of_operators_is_the_blur_and_its_adjoint(blurry_shape, kernel_shape, seed):
+    image, kernel = normal(seed, blur.latent_shape(blurry_shape, kernel_shape)), normal(seed + 1, kernel_shape)
+    blurry = normal(seed + 2, blurry_shape)
+    forward, adjoint = blur.valid_blur(kernel, image.shape)
+    chex.assert_trees_all_close(forward(image), blur.blur_valid(image, kernel))
+    scale = float(jnp.linalg.norm(forward(image)) * jnp.linalg.norm(blurry)) + 1e-3
+    np.testing.assert_allclose(jnp.vdot(forward(image), blurry) / scale, jnp.vdot(image, adjoint(blurry)) / scale, atol=1e-4)
+
+
+@settings(max_examples=8, deadline=None)
+@given(SIDES, KERNELS, st.integers(1, 3), st.integers(0, 2**16))
+def test_the_blur_as_an_operator_of_the_kernel(blurry_shape, kernel_shape, count, seed):
+    images, kernel = normal(seed, (count, *blur.latent_shape(blurry_shape, kernel_shape))), normal(seed + 1, kernel_shape)
+    blurry = normal(seed + 2, (count, *blurry_shape))
+    forward, adjoint = blur.valid_blur_of(images, kernel_shape)
+    chex.assert_trees_all_close(forward(kernel), blur.blur_valid(images, kernel), atol=1e-4)
+    assert adjoint(blurry).shape == kernel_shape
+    scale = float(jnp.linalg.norm(forward(kernel)) * jnp.linalg.norm(blurry)) + 1e-3
+    np.testing.assert_allclose(jnp.vdot(forward(kernel), blurry) / scale, jnp.vdot(kernel, adjoint(blurry)) / scale, atol=1e-4)
+
+
+def test_operators_refuse_other_shapes_than_their_own():
+    forward, _ = blur.valid_blur(normal(0, (5, 5)), (20, 20))
+    with pytest.raises(AssertionError):
+        forward(normal(1, (20, 21)))
+    forward, _ = blur.valid_blur_of(normal(0, (20, 20)), (5, 5))
+    with pytest.raises(AssertionError):
+        forward(normal(1, (5, 7)))
+
+
+@pytest.mark.parametrize("kernel_shape", [(1, 1), (5, 5), (3, 7)])
+def test_the_centred_spectrum_blurs_in_place_on_a_periodic_grid(kernel_shape):
+    image, kernel = normal(0, (12, 15)), normal(1, kernel_shape)
+    spectrum = blur.centred_kernel_spectrum(kernel, image.shape)
+    found = jnp.fft.irfft2(jnp.fft.rfft2(image) * spectrum, image.shape)
+    expected = scipy.ndimage.convolve(np.asarray(image), np.asarray(kernel), mode="wrap")
+    np.testing.assert_allclose(found, expected, atol=1e-4)

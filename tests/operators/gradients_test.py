@@ -44,3 +44,21 @@ def test_too_small_an_image_is_refused():
     with pytest.raises(AssertionError):
         gradients.dx(jnp.zeros((4, 1)))
     chex.assert_shape(gradients.dx(jnp.zeros((1, 2))), (1, 1))
+
+
+def test_gradient_stacks_both_derivatives_where_both_exist():
+    image = jnp.asarray(np.random.default_rng(0).normal(size=(6, 7)), jnp.float32)
+    found = gradients.gradient(image)
+    assert found.shape == (2, 5, 6)
+    for i, j in ((0, 0), (3, 2), (4, 5)):
+        np.testing.assert_allclose(found[:, i, j], [image[i, j + 1] - image[i, j], image[i + 1, j] - image[i, j]])
+
+
+@pytest.mark.parametrize("shape", [(8, 10), (7, 9), (8, 9)])
+def test_periodic_energy_is_that_of_the_differences_on_a_torus(shape):
+    image = np.random.default_rng(0).normal(size=shape)
+    across, down = np.roll(image, -1, 1) - image, np.roll(image, -1, 0) - image
+    # Dᵀ D in both domains.
+    expected = np.roll(across, 1, 1) - across + np.roll(down, 1, 0) - down
+    found = np.fft.irfft2(np.fft.rfft2(image) * np.asarray(gradients.periodic_energy(shape)), shape)
+    np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -1,0 +1,59 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from jaxdeblur.classical import finish
+from jaxdeblur.config import NonblindConfig
+from jaxdeblur.evaluation.metrics import psnr
+from tests.scenes import NOISE_STD, scene
+
+LARGE = NonblindConfig(tile_side=1000)
+TILED = NonblindConfig(tile_side=256)
+
+
+@pytest.mark.parametrize("method", ["sparse", "hyper_laplacian"])
+@pytest.mark.parametrize("colour", [False, True])
+def test_both_methods_restore_grey_and_colour(method, colour):
+    known = scene(colour=colour)
+    found = finish.restore(known.blurry, known.kernel, method, LARGE, noise_std=NOISE_STD)
+    assert found.shape == known.blurry.shape
+    assert found.dtype == np.float32
+    assert psnr(np.clip(found, 0, 1), known.sharp) > psnr(known.blurry, known.sharp) + 7.0
+
+
+@pytest.mark.parametrize("method", ["sparse", "hyper_laplacian"])
+def test_tiles_join_without_a_seam(method):
+    known = scene(side=300)
+    blurry = known.blurry[:, :128]  # three hundred pixels high: two tiles
+    calls = []
+    whole = finish.restore(blurry, known.kernel, method, LARGE, noise_std=NOISE_STD)
+    tiled = finish.restore(blurry, known.kernel, method, TILED, noise_std=NOISE_STD, progress=lambda *call: calls.append(call))
+    assert calls == [(1, 2), (2, 2)]
+    difference = np.abs(tiled - whole)
+    assert difference.max() < 0.05
+    assert difference.mean() < 2e-3
+    # Nowhere does one row stand out, as a seam would.
+    assert difference.mean(1).max() < 0.01
+    assert abs(psnr(tiled, known.sharp[:, :128]) - psnr(whole, known.sharp[:, :128])) < 0.2
+
+
+@pytest.mark.parametrize(
+    ("length", "side", "overlap"), [(100, 256, 20), (257, 256, 18), (1000, 256, 60), (4000, 1280, 102), (900, 256, 200)]
+)
+def test_tiles_cover_the_picture_and_share_one_size(length, side, overlap):
+    spans = finish._spans(length, side, overlap)
+    assert {span.stop - span.start for span in spans} == {min(length, side)}
+    assert (spans[0].start, spans[-1].stop) == (0, length)
+    for one, next_one in itertools.pairwise(spans):
+        assert one.stop - next_one.start >= min(2 * overlap, side // 2)
+    weight = np.zeros(length)
+    for span in spans:
+        weight[span] += finish._fade(span, length, overlap)
+    assert weight.min() > 0.1
+
+
+def test_more_noise_asks_for_a_smoother_picture():
+    known = scene()
+    rough, smooth = (finish.restore(known.blurry, known.kernel, "sparse", LARGE, noise_std=noise) for noise in (0.0, 0.05))
+    assert np.abs(np.diff(smooth)).sum() < 0.95 * np.abs(np.diff(rough)).sum()

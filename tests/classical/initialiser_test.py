@@ -1,0 +1,127 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdeblur.classical import initialiser, variational
+from jaxdeblur.evaluation.metrics import kernel_similarity
+from jaxdeblur.operators.kernels import kernel_centre
+from tests.scenes import NOISE_STD, QUICK, scene
+
+
+@pytest.fixture(scope="module")
+def estimate():
+    return initialiser.estimate_kernel(scene().blurry, QUICK, kernel_size=11, noise_std=NOISE_STD)
+
+
+def test_a_motion_kernel_is_found(estimate):
+    assert estimate.kernel.shape == (11, 11)
+    assert estimate.kernel.min() >= 0.0
+    assert estimate.kernel.sum() == pytest.approx(1.0, abs=1e-5)
+    np.testing.assert_allclose(kernel_centre(jnp.asarray(estimate.kernel)), [5, 5], atol=0.5 + 1e-3)
+    assert kernel_similarity(estimate.kernel, scene().kernel) > 0.95
+    assert not estimate.touches_border
+
+
+def test_every_guess_is_judged(estimate):
+    assert len(estimate.surprises) == len(QUICK.gradient_weights)
+    assert np.isfinite(estimate.surprises).all()
+
+
+def test_the_likeliest_guess_is_kept(monkeypatch):
+    values = iter([3.0, float("nan"), 2.0])
+    monkeypatch.setattr(initialiser.variational, "surprise", lambda *_, **__: next(values))
+    monkeypatch.setattr(initialiser, "_side_by_side", lambda program, calls: [program(**call) for call in calls])
+    kept = []
+    refine = variational.refine_kernel
+    monkeypatch.setattr(initialiser.variational, "refine_kernel", lambda **call: kept.append(call["kernel"]) or refine(**call))
+    config = dataclasses.replace(QUICK, gradient_weights=(4e-3, 8e-3, 1.6e-2))
+    initialiser.estimate_kernel(scene().blurry, config, kernel_size=11, noise_std=NOISE_STD)
+    assert len(kept) == 4  # three guesses, then the chosen one: the third, refined from its own first refinement
+    third = refine(
+        jnp.asarray(scene().blurry),
+        kept[2],
+        iterations=QUICK.guess_iterations,
+        noise_variance=max(QUICK.noise_variance, 2 * NOISE_STD**2),
+        first_noise_variance=max(QUICK.noise_variance, 2 * NOISE_STD**2) * 3,
+        camera_blur_std=QUICK.camera_blur_std,
+    )
+    np.testing.assert_array_equal(kept[3], third)
+
+
+def test_the_same_image_gives_the_same_bytes(estimate):
+    again = initialiser.estimate_kernel(scene().blurry, QUICK, kernel_size=11, noise_std=NOISE_STD)
+    assert again.kernel.tobytes() == estimate.kernel.tobytes()
+    assert again.surprises == estimate.surprises
+
+
+def test_progress_counts_the_levels():
+    seen = []
+    initialiser.estimate_kernel(scene().blurry, QUICK, kernel_size=11, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(step, len(seen)) for step in range(1, len(seen) + 1)]
+
+
+def test_an_unknown_size_grows_until_the_kernel_fits(monkeypatch):
+    sizes = []
+    kernel = np.zeros((41, 41), np.float32)
+    kernel[20, 8:33] = 1 / 25
+
+    def estimate(blurry, config, size, noise_std, progress):
+        sizes.append(size)
+        cut = kernel[20 - size // 2 : 21 + size // 2, 20 - size // 2 : 21 + size // 2]
+        return cut / cut.sum(), ()
+
+    monkeypatch.setattr(initialiser, "_estimate", estimate)
+    monkeypatch.setattr(initialiser, "_SMALLEST_FIRST_SIZE", 11)
+    found = initialiser.estimate_kernel(np.zeros((96, 160), np.float32), QUICK)
+    assert sizes == sorted(set(sizes))
+    assert sizes[0] < 25 < sizes[-1]
+    assert all(size % 2 for size in sizes)
+    assert found.kernel.shape == (sizes[-1], sizes[-1])
+    assert not found.touches_border
+
+    # No further than a third of the picture, and the caller is told.
+    found = initialiser.estimate_kernel(np.zeros((60, 160), np.float32), QUICK)
+    assert sizes[-1] <= 20
+    assert found.touches_border
+
+    # A size that was given is not changed.
+    assert initialiser.estimate_kernel(np.zeros((96, 160), np.float32), QUICK, kernel_size=13).kernel.shape == (13, 13)
+
+
+def test_the_first_size_is_odd_and_leaves_room_on_any_picture():
+    sizes = [initialiser.first_kernel_size((side, 2 * side)) for side in range(32, 3000, 7)]
+    assert all(size % 2 == 1 for size in sizes)
+    assert all(size <= side / 3 + 1 for size, side in zip(sizes, range(32, 3000, 7), strict=True))
+    assert sizes == sorted(sizes)
+    assert initialiser.first_kernel_size((255, 255)) >= 27  # the largest of Levin's kernels
+
+
+def test_the_crop_goes_where_the_edges_are():
+    picture = np.full((120, 200), 0.5, np.float32)
+    picture[70:110, 130:190] += 0.2 * (np.indices((40, 60)).sum(0) // 5 % 2)
+    rows, columns = initialiser.informative_crop(picture, 64)
+    assert (rows.stop - rows.start, columns.stop - columns.start) == (64, 64)
+    assert rows.start <= 70
+    assert rows.stop >= 110
+    assert columns.start >= 120
+    # Clipped lamps have strong edges that say nothing.
+    picture[5:60, 5:60] = 1.0 * (np.indices((55, 55)).sum(0) // 5 % 2)
+    assert initialiser.informative_crop(picture, 64) == (rows, columns)
+    assert initialiser.informative_crop(picture, 500) == (slice(0, 120), slice(0, 200))
+
+
+def test_programs_run_side_by_side_compile_once_and_answer_in_order():
+    traces = []
+
+    @jax.jit
+    def slow(number, *, array):
+        traces.append(number)
+        return number * jnp.linalg.norm(jax.lax.fori_loop(0, 30, lambda _, a: jnp.tanh(a @ a), array))
+
+    calls = [{"number": float(number), "array": jnp.full((60, 60), 0.02)} for number in range(12)]
+    found = initialiser._side_by_side(slow, calls)
+    np.testing.assert_allclose(found, [float(slow(**call)) for call in calls])
+    assert len(traces) == 1
