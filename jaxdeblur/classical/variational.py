@@ -1,16 +1,18 @@
 """Refining a blur kernel by marginalising the image, and judging kernels by how well they explain the picture.
 
 Looking for the best *pair* of image and kernel favours no blur at all; averaging over images does not (Levin, Weiss, Durand,
-Freeman: "Understanding and evaluating blind deconvolution algorithms", CVPR 2009, https://doi.org/10.1109/CVPR.2009.5206815). The
-average is taken as in Wipf and Zhang, "Revisiting Bayesian blind deconvolution", JMLR 15, 2014,
-https://jmlr.org/papers/v15/wipf14a.html: gradients x of the sharp image are Gaussian with unknown variances γ (one per pixel, flat
-prior on log γ, hence sparse), their posterior is approximated by independent Gaussians with means x and variances C, and
+Freeman: "Understanding and evaluating blind deconvolution algorithms", CVPR 2009,
+https://doi.org/10.1109/CVPR.2009.5206815). The average is taken as in Wipf and Zhang, "Revisiting Bayesian blind
+deconvolution", JMLR 15, 2014, https://jmlr.org/papers/v15/wipf14a.html: gradients x of the sharp image are Gaussian with
+unknown variances γ (one per pixel, flat prior on log γ, hence sparse), their posterior is approximated by independent
+Gaussians with means x and variances C, and
 
     F(k) = min_{x,γ} ‖k * x − y‖²/ν + Σ_i [x_i²/γ_i + log(ν + γ_i ‖k‖²_i)]
 
-bounds −2 log p(y | k) but for a constant; y holds the gradients of the blurry image, ν their noise variance, ‖k‖²_i the energy of the kernel
-that pixel i is seen through (less than ‖k‖² at the borders). Ours adds a fixed narrow Gaussian g to the model, k * g * x: even a sharp photograph's
-steps are not one pixel wide, and without g the kernel takes that softness upon itself.
+bounds −2 log p(y | k) but for a constant; y holds the gradients of the blurry image, ν their noise variance, ‖k‖²_i the
+energy of the kernel that pixel i is seen through (less than ‖k‖² at the borders). Ours adds a fixed narrow Gaussian g to the
+model, k * g * x: even a sharp photograph's steps are not one pixel wide, and without g the kernel takes that softness upon
+itself.
 """
 
 from __future__ import annotations
@@ -76,17 +78,17 @@ def refine_kernel(
     softness = _convolve(soft, soft[::-1, ::-1], mode="full")
     observed = gradients.gradient(blurry)
     shape = _support(observed, kernel, soft)
-    radius = soft.shape[0] // 2
+    radius, size = soft.shape[0] // 2, (kernel.shape[0], kernel.shape[1])
     blurred_by_camera, _ = blur.valid_blur(soft, shape)
 
     def alternate(_: int, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         sharp, variance, kernel, steepest, noise = state
         sharp, uncertainty = _image_step(observed, _convolve(kernel, soft, mode="full"), sharp, variance, noise)
 
-        forward, adjoint = blur.valid_blur_of(blurred_by_camera(sharp), kernel.shape)
+        forward, adjoint = blur.valid_blur_of(blurred_by_camera(sharp), size)
         inner = uncertainty.sum(0)[radius : shape[0] - radius, radius : shape[1] - radius]
-        _, summed = blur.valid_blur_of(inner, kernel.shape)
-        ridge = jnp.sqrt(jnp.maximum(summed(jnp.ones(observed.shape[1:])), 0.0))
+        seen = blur.valid_blur_of(inner, size)[1]
+        ridge = jnp.sqrt(jnp.maximum(seen(jnp.ones(observed.shape[1:])), 0.0))
 
         def normal(candidate: jax.Array) -> jax.Array:
             return adjoint(forward(candidate)) + ridge * _convolve(ridge * candidate, softness, mode="same")
@@ -132,7 +134,7 @@ def surprise(blurry: jax.Array, kernel: jax.Array, *, noise_variance: float = 1e
     forward, _ = blur.valid_blur(whole, (sharp.shape[-2], sharp.shape[-1]))
     misfit = jnp.sum((forward(sharp) - observed) ** 2) / noise_variance
     prior = sharp**2 / variance + jnp.log(noise_variance + variance * _seen_energy(observed, whole))
-    return (misfit + blur.crop_to_blurry(prior, whole.shape).sum()) / observed.size
+    return (misfit + blur.crop_to_blurry(prior, (whole.shape[0], whole.shape[1])).sum()) / observed.size
 
 
 def _support(observed: jax.Array, kernel: jax.Array, soft: jax.Array) -> tuple[int, int]:
@@ -170,8 +172,7 @@ def _nonnegative_minimum(
     """
 
     def grow(_: int, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        direction, _ = state
-        grown = normal(direction / jnp.linalg.norm(direction))
+        grown = normal(state[0] / jnp.linalg.norm(state[0]))
         return grown, jnp.linalg.norm(grown)
 
     steepest, curvature = jax.lax.fori_loop(0, _POWER_STEPS, grow, (steepest, jnp.ones(())))
