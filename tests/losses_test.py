@@ -20,8 +20,8 @@ def _images(shape=(40, 47)):
 
 class ClosedForms(chex.TestCase):
     @chex.variants(with_jit=True, without_jit=True)
-    @parameterized.parameters(
-        (losses.mse, lambda a, b: np.mean((a - b) ** 2)), (losses.mae, lambda a, b: np.mean(np.abs(a - b)))
+    @parameterized.named_parameters(
+        ("mse", losses.mse, lambda a, b: np.mean((a - b) ** 2)), ("mae", losses.mae, lambda a, b: np.mean(np.abs(a - b)))
     )
     def test_distances(self, loss, expected):
         a, b = _images()
