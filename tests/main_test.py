@@ -160,7 +160,7 @@ class TestResults:
         np.testing.assert_allclose(np.load("deblurred/photo_kernel.npy"), np.eye(5) / 5)
 
     def test_flags_override_the_preset(self, workplace, quick, cli):
-        assert cli("--image=photo.png", "--kernel_size=9", "--final=sparse", "--num_restarts=2")[0] == 0
+        assert cli("--image=photo.png", "--preset=selfdeblur", "--kernel_size=9", "--final=sparse", "--num_restarts=2")[0] == 0
         config = quick[0]["config"]
         assert (config.kernel_size, config.final, config.num_restarts) == (9, "sparse", 2)
         assert cli("--image=photo.png", "--kernel_size=auto", "--overwrite")[0] == 0
@@ -386,7 +386,7 @@ class TestRealPipeline:
 
     def test_blind_and_the_same_twice(self, corner, cli):
         for folder in ("one", "two"):
-            arguments = ["--image=blurry.png", f"--output_dir={folder}", "--num_iterations=4", "--kernel_size=21"]
+            arguments = ["--image=blurry.png", f"--output_dir={folder}", "--kernel_size=21"]
             status, _, errors = cli(*arguments, f"--cache_dir={os.environ['JAX_COMPILATION_CACHE_DIR']}")
             assert (status, errors) == (0, [])
         for name in ("blurry_deblurred.png", "blurry_kernel.npy", "blurry_kernel.png", "blurry_preview.png"):

@@ -6,12 +6,14 @@ precision as it may for a matrix product.
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import jax
 import numpy as np
 
-Array = TypeVar("Array", jax.Array, np.ndarray)
+if TYPE_CHECKING:  # a mistyped flag is answered without waiting for jax
+    import jax
+
+Array = TypeVar("Array", "jax.Array", np.ndarray)
 
 _RED, _GREEN, _BLUE = 0.299, 0.587, 0.114
 # Chroma is (blue − luma) and (red − luma), scaled to the width of [−0.5, 0.5].
