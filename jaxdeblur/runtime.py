@@ -15,8 +15,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import jax
-
 CACHE_VARIABLE = "JAXDEBLUR_CACHE_DIR"
 HUGE_PAGES_VARIABLE = "JAXDEBLUR_HUGE_PAGES"
 OFF = "off"
@@ -61,6 +59,8 @@ def set_up_cache(folder: str | Path | None = None, *, environ: Mapping[str, str]
     Returns:
       The folder in use, or None if there is no cache (switched off, or the folder cannot be written).
     """
+    import jax  # not above: a process that starts itself anew need not wait for it
+
     already = jax.config.values.get("jax_compilation_cache_dir")
     chosen = folder or environ.get(CACHE_VARIABLE)
     if not chosen and already:
