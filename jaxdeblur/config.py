@@ -159,10 +159,13 @@ class InitialiserConfig:
     See :mod:`jaxdeblur.classical.kernel_l0` and :mod:`jaxdeblur.classical.variational` for the equations.
 
     Attributes:
-      gradient_weights: weights of the L0 prior, one guess each; all share one program.
+      gradient_weights: weights of the L0 prior; every pair of a weight and a support makes a guess.
+      support_shares: sides of the supports that guesses are confined to, as shares of the kernel's.
       kernel_ridge: weight of ``‖k‖²`` in the L0 pyramid's kernel step.
       level_iterations: alternations of image and kernel per level of the pyramid.
       guess_iterations: variational iterations given to every guess before it is judged.
+      num_finalists: guesses that remain after that.
+      finalist_iterations: variational iterations given to each of them before they are judged again.
       refine_iterations: variational iterations given to the chosen guess, at the level where it was chosen.
       fine_iterations: variational iterations given to it at each finer level.
       noise_variance: of the gradients in the variational model, in squared [0, 1] units; where its annealing ends.
@@ -174,9 +177,12 @@ class InitialiserConfig:
     """
 
     gradient_weights: tuple[float, ...] = (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
+    support_shares: tuple[float, ...] = (1.0, 0.7, 0.5)
     kernel_ridge: float = 2.0
     level_iterations: int = 5
-    guess_iterations: int = 60
+    guess_iterations: int = 20
+    num_finalists: int = 3
+    finalist_iterations: int = 60
     refine_iterations: int = 120
     fine_iterations: int = 40
     noise_variance: float = 1e-5
@@ -189,6 +195,11 @@ class InitialiserConfig:
     def __post_init__(self) -> None:
         _require(len(self.gradient_weights) > 0, "initialiser: give at least one gradient weight")
         _require(min(self.gradient_weights) > 0, "initialiser: gradient weights must be positive")
+        _require(
+            len(self.support_shares) > 0 and min(self.support_shares) > 0 and max(self.support_shares) <= 1,
+            "initialiser: support_shares must lie in (0, 1]",
+        )
+        _require(self.num_finalists >= 1, "initialiser: num_finalists must be 1 or more")
         _require(self.level_iterations >= 1, "initialiser: level_iterations must be 1 or more")
         _require(
             0 < self.noise_variance <= self.first_noise_variance,

@@ -22,6 +22,10 @@ from jaxdeblur.optimise.loop import FitResult, Progress, fit
 from jaxdeblur.presets import PRESETS
 
 SMALLEST_SIDE = 32
+# Enough to find the support's size for a deep prior that starts from scratch.
+_SIZE_ONLY = InitialiserConfig(
+    support_shares=(1.0,), guess_iterations=0, finalist_iterations=0, refine_iterations=0, fine_iterations=0
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +115,7 @@ def deblur(
         with clock("initialise"):
             estimate = estimate_kernel(
                 grey[window],
-                config.initialiser or InitialiserConfig(guess_iterations=0, refine_iterations=0, fine_iterations=0),
+                config.initialiser or _SIZE_ONLY,
                 kernel_size=config.kernel_size,
                 noise_std=noise,
                 progress=progress and (lambda done, total: progress("kernel", done, total, {})),
@@ -232,7 +236,7 @@ def _judge(grey: np.ndarray, kernels: Mapping[str, np.ndarray], config: Initiali
     if len(kernels) == 1:
         return dict.fromkeys(kernels, float("nan"))
     shape = (max(k.shape[0] for k in kernels.values()), max(k.shape[1] for k in kernels.values()))
-    variance = max(config.noise_variance, 2.0 * noise**2)
+    variance = variational.noise_variance(noise, smallest=config.noise_variance)
     scores = {
         name: float(
             variational.surprise(

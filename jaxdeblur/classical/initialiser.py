@@ -16,7 +16,7 @@ import scipy.ndimage
 
 from jaxdeblur.classical import kernel_l0, variational
 from jaxdeblur.config import InitialiserConfig
-from jaxdeblur.operators.kernels import centre_kernel, resize_kernel
+from jaxdeblur.operators.kernels import centre_kernel, crop_kernel, pad_kernel, resize_kernel
 
 _FIRST_SIZE_SHARE = 1 / 8
 _SMALLEST_FIRST_SIZE, _LARGEST_FIRST_SIZE = 31, 85
@@ -26,7 +26,10 @@ _GROWTH = 1.45
 _BORDER_MASS, _BORDER_WIDTH = 0.01, 2
 _SATURATED = 0.98
 # What the refined kernel still holds below this share of its peak, and islands below that mass, is noise.
-_FINAL_THRESHOLD, _FINAL_ISLAND = 0.02, 0.02
+_FINAL_THRESHOLD, _FINAL_ISLAND = 0.04, 0.05
+# Room left around the kernel when its support is drawn in, as a share of its extent.
+_MARGIN = 0.25
+_TIGHT_SHARES = (0.25, 0.35, 0.5, 0.7)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,9 +98,11 @@ def estimate_kernel(
     """
     size = kernel_size or first_kernel_size(blurry.shape)
     while True:
-        kernel, surprises = _estimate(blurry, config, size, noise_std, progress)
-        touching = _border_mass(kernel) > _BORDER_MASS
+        kernel, whole, surprises = _estimate(blurry, config, size, noise_std, progress)
+        touching = whole and _border_mass(kernel) > _BORDER_MASS
         larger = min(_odd(round(size * _GROWTH)), _largest_size(blurry.shape))
+        if kernel_size is not None:
+            kernel = np.asarray(pad_kernel(jnp.asarray(kernel), (kernel_size, kernel_size)))
         if kernel_size is not None or not touching or larger <= size:
             return KernelEstimate(kernel, surprises, touching)
         size = larger
@@ -109,12 +114,11 @@ def _estimate(
     kernel_size: int,
     noise_std: float,
     progress: Callable[[int, int], None] | None,
-) -> tuple[np.ndarray, tuple[float, ...]]:
-    """The kernel ``[kernel_size, kernel_size]`` on a given support, and the guesses' surprises."""
+) -> tuple[np.ndarray, bool, tuple[float, ...]]:
+    """The kernel, on at most the given support; whether it needs all of that; and the guesses' surprises."""
     levels = kernel_l0.pyramid(blurry.shape, kernel_size)
     judged_at = max((i for i, level in enumerate(levels) if math.prod(level.shape) <= config.guess_side**2), default=0)
-    # Gradients carry twice the pixels' noise variance.
-    noise = max(config.noise_variance, 2.0 * noise_std**2)
+    noise = variational.noise_variance(noise_std, smallest=config.noise_variance)
 
     def refine(image: jax.Array, kernels: list[jax.Array], iterations: int) -> list[jax.Array]:
         settings = {
@@ -126,16 +130,28 @@ def _estimate(
         }
         return _side_by_side(variational.refine_kernel, [settings | {"kernel": kernel} for kernel in kernels])
 
-    guesses: list[jax.Array] = [kernel_l0.first_kernel(levels[0].kernel_size)] * len(config.gradient_weights)
-    surprises: list[float] = []
-    previous = levels[0]
-    for index, level in enumerate(levels):
-        image = _resize(blurry, level)
-        if index:
-            shape, ratio = (level.kernel_size, level.kernel_size), level.scale / previous.scale
-            guesses = [resize_kernel(guess, shape, scale=ratio) for guess in guesses]
-        if index <= judged_at:
-            guesses = _side_by_side(
+    def judge(image: jax.Array, kernels: list[jax.Array]) -> list[float]:
+        settings = {"blurry": image, "noise_variance": noise, "camera_blur_std": config.camera_blur_std}
+        calls = [settings | {"kernel": kernel} for kernel in kernels]
+        return [float(np.nan_to_num(value, nan=np.inf)) for value in _side_by_side(variational.surprise, calls)]
+
+    total = len(levels) + 1
+
+    def report(done: int) -> None:
+        if progress is not None:
+            progress(done, total)
+
+    # The guesses, up to the level where they are told apart.
+    guesses: list[jax.Array] = []
+    for share in config.support_shares:
+        sides = [_share_of(level.kernel_size, share) for level in levels]
+        batch = [kernel_l0.first_kernel(sides[0])] * len(config.gradient_weights)
+        for index, level in enumerate(levels[: judged_at + 1]):
+            if index:
+                ratio = level.scale / levels[index - 1].scale
+                batch = [resize_kernel(guess, (sides[index], sides[index]), scale=ratio) for guess in batch]
+            image = _resize(blurry, level)
+            batch = _side_by_side(
                 kernel_l0.estimate_level,
                 [
                     {
@@ -145,23 +161,39 @@ def _estimate(
                         "ridge": config.kernel_ridge,
                         "iterations": config.level_iterations,
                     }
-                    for guess, weight in zip(guesses, config.gradient_weights, strict=True)
+                    for guess, weight in zip(batch, config.gradient_weights, strict=True)
                 ],
             )
-        if index == judged_at:
-            guesses = refine(image, guesses, config.guess_iterations)
-            judge = {"blurry": image, "noise_variance": noise, "camera_blur_std": config.camera_blur_std}
-            surprises = [
-                float(value) for value in _side_by_side(variational.surprise, [judge | {"kernel": guess} for guess in guesses])
-            ]
-            guesses = [guesses[int(np.nanargmin(surprises))]]
-            guesses = refine(image, guesses, config.refine_iterations)
-        elif index > judged_at:
-            guesses = refine(image[informative_crop(np.asarray(image), config.refine_side)], guesses, config.fine_iterations)
-        previous = level
-        if progress is not None:
-            progress(index + 1, len(levels))
-    return np.asarray(_finish(guesses[0])), tuple(surprises)
+            if share == config.support_shares[-1]:
+                report(index)
+        side = levels[judged_at].kernel_size
+        guesses += [pad_kernel(guess, (side, side)) for guess in batch]
+
+    # Rounds of refinement and judgement.
+    image = _resize(blurry, levels[judged_at])
+    guesses = refine(image, guesses, config.guess_iterations)
+    surprises = judge(image, guesses)
+    finalists = [guesses[index] for index in np.argsort(surprises)[: config.num_finalists]]
+    finalists = refine(image, finalists, config.finalist_iterations)
+    best = finalists[int(np.argmin(judge(image, finalists)))]
+    # Room that the kernel does not need fills with a haze that spoils the picture, the more of it the larger the room.
+    share = _tight_share(np.asarray(_clean(best)))
+    side = _share_of(levels[judged_at].kernel_size, share)
+    [kernel] = refine(image, [crop_kernel(_clean(best), (side, side))], config.refine_iterations)
+    report(judged_at + 1)
+
+    for index in range(judged_at + 1, len(levels)):
+        level = levels[index]
+        image = _resize(blurry, level)
+        seen = image[informative_crop(np.asarray(image), config.refine_side)]
+        side = _share_of(level.kernel_size, share)
+        enlarged = resize_kernel(_clean(kernel), (side, side), scale=level.scale / levels[index - 1].scale)
+        # A crop that says too little about a large kernel can make it worse.
+        pair = [enlarged, *refine(seen, [enlarged], config.fine_iterations)]
+        kernel = pair[int(np.argmin(judge(seen, pair)))]
+        report(index + 1)
+    report(total)
+    return np.asarray(_clean(kernel)), share == 1.0, tuple(surprises)
 
 
 def _side_by_side(program: jax.stages.Wrapped, calls: Sequence[dict[str, Any]]) -> list[jax.Array]:
@@ -174,7 +206,7 @@ def _side_by_side(program: jax.stages.Wrapped, calls: Sequence[dict[str, Any]]) 
 
 
 @jax.jit
-def _finish(kernel: jax.Array) -> jax.Array:
+def _clean(kernel: jax.Array) -> jax.Array:
     kernel = kernel_l0.drop_islands(kernel_l0.drop_faint(kernel, _FINAL_THRESHOLD), smallest=_FINAL_ISLAND)
     return centre_kernel(kernel, subpixel=False)
 
@@ -187,6 +219,19 @@ def _resize(blurry: np.ndarray, level: kernel_l0.Level) -> jax.Array:
 def _border_mass(kernel: np.ndarray) -> float:
     inner = slice(_BORDER_WIDTH, -_BORDER_WIDTH)
     return float(kernel.sum() - kernel[inner, inner].sum())
+
+
+def _tight_share(kernel: np.ndarray) -> float:
+    """The smallest of a few shares of the support (few, because each is a program to compile) that holds the kernel."""
+    middle = kernel.shape[0] // 2
+    reach = np.abs(np.argwhere(kernel > 0.0) - middle).max()
+    wanted = 2 * math.ceil(reach * (1.0 + _MARGIN)) + 1
+    return next((share for share in _TIGHT_SHARES if _share_of(kernel.shape[0], share) >= wanted), 1.0)
+
+
+def _share_of(size: int, share: float) -> int:
+    """That share of an odd side, odd again."""
+    return size if share == 1.0 else min(max(_odd(round(size * share)), kernel_l0.SMALLEST_SIZE), size)
 
 
 def _largest_size(shape: tuple[int, int]) -> int:

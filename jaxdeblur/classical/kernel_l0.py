@@ -30,7 +30,8 @@ from jaxdeblur.classical.compiled import reproducible_jit
 from jaxdeblur.operators import blur, gradients
 from jaxdeblur.operators.kernels import centre_kernel, normalise_kernel
 
-_SMALLEST_SIDE = 5
+# Side of the kernel at the coarsest level.
+SMALLEST_SIZE = 5
 _RATIO = math.sqrt(0.5)
 _LAST_PENALTY = 1e5
 _WEIGHT_DECAY = 1.1
@@ -52,7 +53,7 @@ class Level:
 
 def pyramid(shape: tuple[int, int], kernel_size: int) -> tuple[Level, ...]:
     """Levels from coarse (kernel about 5 pixels) to full size, each √2 larger than the one before."""
-    count = max(math.floor(math.log(_SMALLEST_SIDE / kernel_size) / math.log(_RATIO)), 0) + 1
+    count = max(math.floor(math.log(SMALLEST_SIZE / kernel_size) / math.log(_RATIO)), 0) + 1
     levels = []
     for step in reversed(range(count)):
         scale = _RATIO**step

@@ -38,6 +38,11 @@ _JUDGE_ITERATIONS = 12
 _CAMERA_BLUR_RADIUS = 2
 
 
+def noise_variance(noise_std: float, *, smallest: float) -> float:
+    """ν for an image whose pixels carry noise of ``noise_std``: differences carry twice the variance. At least ``smallest``."""
+    return max(smallest, 2.0 * noise_std**2)
+
+
 def camera_blur(std: float) -> jax.Array:
     """``[5, 5]``: a Gaussian of ``std`` pixels that sums to one; 0 gives the delta."""
     offsets = jnp.arange(-_CAMERA_BLUR_RADIUS, _CAMERA_BLUR_RADIUS + 1)
