@@ -105,39 +105,38 @@ def deblur(
         )
     with clock("observe"):
         noise = float(estimate_noise_std(grey))
-    window = informative_crop(grey, (config.initialiser or InitialiserConfig()).image_side)
+    initialiser = config.initialiser or _SIZE_ONLY
+    window = informative_crop(grey, initialiser.refine_side)
     warnings: list[str] = []
 
     kernels: dict[str, np.ndarray] = {}
+    shape = (config.kernel_size, config.kernel_size) if config.kernel_size is not None else None
     if known is not None:
-        kernels["given"] = known
-    else:
+        kernels["given"], shape = known, known.shape
+    elif shape is None or config.initialiser is not None:
         with clock("initialise"):
             estimate = estimate_kernel(
-                grey[window],
-                config.initialiser or _SIZE_ONLY,
+                grey[informative_crop(grey, initialiser.image_side)],
+                initialiser,
                 kernel_size=config.kernel_size,
                 noise_std=noise,
                 progress=progress and (lambda done, total: progress("kernel", done, total, {})),
             )
+        shape = estimate.kernel.shape
         if estimate.touches_border:
-            warnings.append(
-                f"the kernel reaches the border of its {estimate.kernel.shape[0]}-pixel support; "
-                "a larger --kernel_size may help"
-            )
+            warnings.append(f"the kernel reaches the border of its {shape[0]}-pixel support; a larger --kernel_size may help")
         if config.initialiser is not None:
             kernels["classical"] = estimate.kernel
 
     fitted: FitResult | None = None
     if config.fit is not None:
-        # The whole image only where the generator's own picture is wanted: steps cost in proportion to the pixels.
-        seen = grey if config.final == "generator" else grey[window]
         with clock("fit"):
             fitted = fit(
-                seen,
+                # The whole image only where the generator's own picture is wanted: steps cost in proportion to the pixels.
+                grey if config.final == "generator" else grey[window],
                 config.fit,
                 key=key,
-                kernel_size=known.shape if known is not None else estimate.kernel.shape,
+                kernel_size=shape,
                 kernel=known,
                 num_restarts=config.num_restarts,
                 initial_kernel=kernels.get("classical") if config.fit.kernel_generator.name == "logits" else None,
@@ -149,10 +148,11 @@ def deblur(
             kernels["deep prior"] = np.asarray(centre_kernel(jnp.asarray(fitted.kernel), subpixel=False))
 
     with clock("judge"):
-        scores = _judge(grey[window], kernels, config.initialiser or InitialiserConfig(), noise)
+        scores = _judge(grey[window], kernels, initialiser, noise)
     name = min(kernels, key=lambda candidate: scores[candidate])
     with clock("finish"):
         if config.final == "generator" and fitted is not None:
+            name = next(reversed(kernels))  # the generator's own
             chosen = "generator"
             restored = _with_luma(blurry, fitted.image)
         else:
