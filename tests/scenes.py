@@ -11,8 +11,16 @@ import scipy.signal
 
 from jaxdeblur.config import InitialiserConfig
 
-# What is needed for clean scenes of a hundred pixels; few programs to compile.
-QUICK = InitialiserConfig(gradient_weights=(4e-3, 8e-3), guess_iterations=20, refine_iterations=20)
+# What is needed for clean scenes of a hundred pixels; equal numbers of iterations, so that few programs are compiled.
+QUICK = InitialiserConfig(
+    gradient_weights=(4e-3, 8e-3),
+    support_shares=(1.0, 0.5),
+    guess_iterations=20,
+    num_finalists=2,
+    finalist_iterations=20,
+    refine_iterations=20,
+    fine_iterations=20,
+)
 NOISE_STD = 0.002
 
 

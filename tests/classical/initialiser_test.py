@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdeblur.classical import initialiser, variational
+from jaxdeblur.classical import initialiser, kernel_l0, variational
 from jaxdeblur.evaluation.metrics import kernel_similarity
-from jaxdeblur.operators.kernels import kernel_centre
+from jaxdeblur.operators.kernels import kernel_centre, pad_kernel
 from tests.scenes import NOISE_STD, QUICK, scene
 
 
@@ -25,30 +25,31 @@ def test_a_motion_kernel_is_found(estimate):
     assert not estimate.touches_border
 
 
-def test_every_guess_is_judged(estimate):
-    assert len(estimate.surprises) == len(QUICK.gradient_weights)
+def test_every_pair_of_weight_and_support_is_judged(estimate):
+    assert len(estimate.surprises) == len(QUICK.gradient_weights) * len(QUICK.support_shares)
     assert np.isfinite(estimate.surprises).all()
 
 
-def test_the_likeliest_guess_is_kept(monkeypatch):
-    values = iter([3.0, float("nan"), 2.0])
+def test_the_likeliest_guesses_are_refined_and_the_likeliest_of_those_is_kept(monkeypatch):
+    values = iter([3.0, float("nan"), 2.0, 9.0, 5.0])
     monkeypatch.setattr(initialiser.variational, "surprise", lambda *_, **__: next(values))
     monkeypatch.setattr(initialiser, "_side_by_side", lambda program, calls: [program(**call) for call in calls])
-    kept = []
+    given, found = [], []
     refine = variational.refine_kernel
-    monkeypatch.setattr(initialiser.variational, "refine_kernel", lambda **call: kept.append(call["kernel"]) or refine(**call))
-    config = dataclasses.replace(QUICK, gradient_weights=(4e-3, 8e-3, 1.6e-2))
-    initialiser.estimate_kernel(scene().blurry, config, kernel_size=11, noise_std=NOISE_STD)
-    assert len(kept) == 4  # three guesses, then the chosen one: the third, refined from its own first refinement
-    third = refine(
-        jnp.asarray(scene().blurry),
-        kept[2],
-        iterations=QUICK.guess_iterations,
-        noise_variance=max(QUICK.noise_variance, 2 * NOISE_STD**2),
-        first_noise_variance=max(QUICK.noise_variance, 2 * NOISE_STD**2) * 3,
-        camera_blur_std=QUICK.camera_blur_std,
-    )
-    np.testing.assert_array_equal(kept[3], third)
+
+    def spy(**call):
+        given.append(call["kernel"])
+        found.append(refine(**call))
+        return found[-1]
+
+    monkeypatch.setattr(initialiser.variational, "refine_kernel", spy)
+    config = dataclasses.replace(QUICK, gradient_weights=(4e-3, 8e-3, 1.6e-2), support_shares=(1.0,), num_finalists=2)
+    result = initialiser.estimate_kernel(scene().blurry, config, kernel_size=11, noise_std=NOISE_STD)
+    assert len(given) == 6  # three guesses, two finalists, the last one
+    np.testing.assert_array_equal(given[3], found[2])
+    np.testing.assert_array_equal(given[4], found[0])
+    np.testing.assert_array_equal(given[5], initialiser._clean(found[4]))
+    np.testing.assert_array_equal(result.kernel, initialiser._clean(found[5]))
 
 
 def test_the_same_image_gives_the_same_bytes(estimate):
@@ -60,18 +61,47 @@ def test_the_same_image_gives_the_same_bytes(estimate):
 def test_progress_counts_the_levels():
     seen = []
     initialiser.estimate_kernel(scene().blurry, QUICK, kernel_size=11, progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(step, len(seen)) for step in range(1, len(seen) + 1)]
+    levels = len(kernel_l0.pyramid(scene().blurry.shape, 11))
+    assert seen == [(step, levels + 1) for step in range(levels + 2)]
+
+
+@pytest.fixture(scope="module")
+def roomy():
+    """A kernel of 7 pixels on a support of 15."""
+    known, config = scene(kernel_size=7), dataclasses.replace(QUICK, support_shares=(1.0,))
+    return known, initialiser.estimate_kernel(known.blurry, config, kernel_size=15, noise_std=NOISE_STD)
+
+
+def test_a_size_that_was_given_is_kept_and_needless_room_stays_empty(roomy):
+    known, found = roomy
+    assert found.kernel.shape == (15, 15)
+    assert kernel_similarity(found.kernel, known.kernel) > 0.95
+    i, j = np.indices(found.kernel.shape) - 7
+    assert found.kernel[np.maximum(abs(i), abs(j)) > 5].sum() == 0.0
+    assert not found.touches_border
+
+
+def test_an_unknown_size_is_drawn_in_to_what_the_kernel_needs(roomy, monkeypatch):
+    known, fixed = roomy
+    monkeypatch.setattr(initialiser, "_SMALLEST_FIRST_SIZE", 15)
+    config = dataclasses.replace(QUICK, support_shares=(1.0,))
+    found = initialiser.estimate_kernel(known.blurry, config, noise_std=NOISE_STD)
+    side = found.kernel.shape[0]
+    assert 7 <= side < 15
+    assert side % 2 == 1
+    np.testing.assert_allclose(pad_kernel(jnp.asarray(found.kernel), (15, 15)), fixed.kernel, atol=1e-7)
 
 
 def test_an_unknown_size_grows_until_the_kernel_fits(monkeypatch):
     sizes = []
     kernel = np.zeros((41, 41), np.float32)
     kernel[20, 8:33] = 1 / 25
+    whole = True
 
     def estimate(blurry, config, size, noise_std, progress):
         sizes.append(size)
         cut = kernel[20 - size // 2 : 21 + size // 2, 20 - size // 2 : 21 + size // 2]
-        return cut / cut.sum(), ()
+        return cut / cut.sum(), whole, ()
 
     monkeypatch.setattr(initialiser, "_estimate", estimate)
     monkeypatch.setattr(initialiser, "_SMALLEST_FIRST_SIZE", 11)
@@ -89,6 +119,12 @@ def test_an_unknown_size_grows_until_the_kernel_fits(monkeypatch):
 
     # A size that was given is not changed.
     assert initialiser.estimate_kernel(np.zeros((96, 160), np.float32), QUICK, kernel_size=13).kernel.shape == (13, 13)
+
+    # A kernel that needed only a part of its support has room enough, however close to that part's border it comes.
+    whole = False
+    sizes.clear()
+    assert not initialiser.estimate_kernel(np.zeros((96, 160), np.float32), QUICK).touches_border
+    assert len(sizes) == 1
 
 
 def test_the_first_size_is_odd_and_leaves_room_on_any_picture():
