@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxdeblur.config import Config
+from jaxdeblur.config import COMPRESSED_NOISE_STD, Config
 from jaxdeblur.errors import InputError
 from jaxdeblur.imaging.colour import luma
 from jaxdeblur.imaging.kernel_files import require_kernel_fits, write_kernel_array, write_kernel_picture
@@ -109,8 +109,20 @@ def _deblur(path: pathlib.Path, picture: Picture, settings: Settings) -> Result:
 
     with show_progress(path.name) as progress:
         return deblur(
-            picture.pixels, settings.config, key=jax.random.key(settings.seed), kernel=settings.kernel, progress=progress
+            picture.pixels,
+            _config_for(picture, settings),
+            key=jax.random.key(settings.seed),
+            kernel=settings.kernel,
+            progress=progress,
         )
+
+
+def _config_for(picture: Picture, settings: Settings) -> Config:
+    """The configuration that a picture is deblurred with: lossy compression counts as noise."""
+    config = settings.config
+    if not picture.lossy:
+        return config
+    return dataclasses.replace(config, smallest_noise_std=max(config.smallest_noise_std, COMPRESSED_NOISE_STD))
 
 
 @functools.cache
@@ -189,7 +201,7 @@ def _report(
             "cpus": os.cpu_count(),
         },
         "seed": settings.seed,
-        "config": settings.config,
+        "config": _config_for(picture, settings),
         "known_kernel": settings.kernel is not None,
         "kernel_size": result.kernel_size,
         "noise_std": result.noise_std,

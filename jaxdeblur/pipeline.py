@@ -55,7 +55,7 @@ class Result:
       chosen: how the final image was made: a candidate's name and a non-blind method, or ``generator``.
       history: per phase, a curve (the deep prior's loss at each step).
       seconds: per phase.
-      noise_std: estimated standard deviation of the input's noise, in [0, 1] units.
+      noise_std: standard deviation of the input's noise that was reckoned with, in [0, 1] units.
       kernel_size: side of the support that was used.
       warnings: what the user should know, one sentence each.
     """
@@ -104,7 +104,7 @@ def deblur(
             "give a smaller one"
         )
     with clock("observe"):
-        noise = float(estimate_noise_std(grey))
+        noise = max(float(estimate_noise_std(grey)), config.smallest_noise_std)
     initialiser = config.initialiser or _SIZE_ONLY
     window = informative_crop(grey, initialiser.refine_side)
     warnings: list[str] = []

@@ -22,6 +22,7 @@ class Picture:
       suffix: the file name's ending that goes with it, with its dot.
       exif: EXIF block to carry over, or ``b""``.
       icc: ICC profile to carry over, or ``b""``.
+      lossy: whether the file was compressed with loss (JPEG).
       notes: what could not be kept, one line each.
     """
 
@@ -35,6 +36,7 @@ class Picture:
     suffix: str
     exif: bytes
     icc: bytes
+    lossy: bool = False
     notes: tuple[str, ...] = ()
 
     @property

@@ -107,6 +107,7 @@ def _read_with_pillow(path: pathlib.Path, head: bytes) -> Picture:
         black=0.0,
         white=white,
         format=target,
+        lossy=source_format in ("JPEG", "MPO"),
         suffix=_suffix(path, target),
         exif=block,
         icc=icc,
