@@ -22,6 +22,8 @@ from jaxdeblur.optimise.loop import FitResult, Progress, fit
 from jaxdeblur.presets import PRESETS
 
 SMALLEST_SIDE = 32
+# Pixels this bright are taken for clipped, and more than this share of them for worth a word.
+_CLIPPED, _CLIPPED_SHARE = 0.99, 0.005
 # Enough to find the support's size for a deep prior that starts from scratch.
 _SIZE_ONLY = InitialiserConfig(
     support_shares=(1.0,), guess_iterations=0, finalist_iterations=0, refine_iterations=0, fine_iterations=0
@@ -108,6 +110,10 @@ def deblur(
     initialiser = config.initialiser or _SIZE_ONLY
     window = informative_crop(grey, initialiser.refine_side)
     warnings: list[str] = []
+    brightest = blurry if blurry.ndim == 2 else blurry.max(axis=-1)
+    clipped = float(np.mean(brightest >= _CLIPPED))
+    if clipped > _CLIPPED_SHARE:
+        warnings.append(f"{clipped:.1%} of the pixels are clipped; the picture may ring around them")
 
     kernels: dict[str, np.ndarray] = {}
     shape = (config.kernel_size, config.kernel_size) if config.kernel_size is not None else None

@@ -1,7 +1,6 @@
 """The command line: what it writes, what it refuses, and with which exit status it ends."""
 
 import dataclasses
-import importlib
 import json
 import os
 import pathlib
@@ -13,11 +12,10 @@ import pytest
 import tifffile
 from PIL import Image
 
-from jaxdeblur import jobs
+from jaxdeblur import jobs, pipeline
+from jaxdeblur.config import COMPRESSED_NOISE_STD
 from jaxdeblur.main import define_flags, main
 
-# Not `import ... as`: that would find the function of the same name in the package.
-pipeline = importlib.import_module("jaxdeblur.pipeline")
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ["photo_deblurred.png", "photo_kernel.npy", "photo_kernel.png", "photo_preview.png", "photo_report.json"]
 
@@ -120,6 +118,11 @@ class TestResults:
         assert {"version", "jax_version", "device", "config", "kernel_size", "chosen"} <= report.keys()
         assert any("loss 0.5" in line for line in lines)
         assert any("the kernel is a guess" in line for line in lines)
+
+    def test_compression_counts_as_noise(self, workplace, quick, cli):
+        save(workplace / "photo.jpg")
+        assert cli("--image=photo.png,photo.jpg", "--output_dir=out")[0] == 0
+        assert [call["config"].smallest_noise_std for call in quick] == [0.0, COMPRESSED_NOISE_STD]
 
     def test_pixels_reach_the_pipeline_without_alpha_and_keep_it(self, workplace, quick, cli):
         save(workplace / "photo.png", (40, 50, 4))

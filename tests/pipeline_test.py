@@ -94,6 +94,16 @@ class TestKnownKernel:
         assert "initialise" not in result.seconds
         assert psnr(result.restored, known.sharp) > psnr(known.blurry, known.sharp) + 9.0  # not shifted, either
 
+    def test_clipped_pixels_are_told_of(self):
+        blurry = scene().blurry.copy()
+        blurry[10:30, 10:30] = 1.0
+        result = deblur(blurry, CLASSICAL, key=KEY, kernel=scene().kernel)
+        assert any("of the pixels are clipped" in warning for warning in result.warnings)
+
+    def test_a_preset_may_know_more_noise_than_can_be_seen(self):
+        noisier = dataclasses.replace(CLASSICAL, smallest_noise_std=0.02)
+        assert deblur(scene().blurry, noisier, key=KEY, kernel=scene().kernel).noise_std == 0.02
+
     def test_sides_may_differ(self):
         kernel = np.full((1, 5), 0.2, np.float32)
         assert deblur(scene().blurry, CLASSICAL, key=KEY, kernel=kernel).restored.shape == (96, 96)

@@ -38,7 +38,7 @@ class KernelEstimate:
 
     Attributes:
       kernel: ``[h, h]``, non-negative, summing to one, its mass centred.
-      surprises: of each guess, ``F(k)`` per pixel at the scale where they were compared; the lowest was kept.
+      surprises: of each guess, ``F(k)`` per pixel at the scale where they were first compared; those with the lowest went on.
       touches_border: whether the kernel still reaches the border of the largest support there is room for.
     """
 
@@ -48,7 +48,7 @@ class KernelEstimate:
 
 
 def informative_crop(blurry: np.ndarray, side: int) -> tuple[slice, slice]:
-    """The window of at most ``side`` pixels a side that holds most gradient energy, clipped pixels not counted.
+    """The window of at most ``side`` pixels a side with most gradients, clipped pixels not counted.
 
     Args:
       blurry: ``[H, W]`` in [0, 1].
