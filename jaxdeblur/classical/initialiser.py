@@ -177,23 +177,39 @@ def _estimate(
     finalists = refine(image, finalists, config.finalist_iterations)
     best = finalists[int(np.argmin(judge(image, finalists)))]
     # Room that the kernel does not need fills with a haze that spoils the picture, the more of it the larger the room.
-    share = _tight_share(np.asarray(_clean(best)))
-    side = _share_of(levels[judged_at].kernel_size, share)
-    [kernel] = refine(image, [crop_kernel(_clean(best), (side, side))], config.refine_iterations)
+    best = _clean(best)
+    shares = _shares_that_hold(np.asarray(best))
+
+    def draw_in(level: kernel_l0.Level, attempt: Callable[[int], jax.Array]) -> jax.Array:
+        """What ``attempt`` makes on the narrowest support whose border it does not reach; narrower ones are given up."""
+        while True:
+            kernel = attempt(_share_of(level.kernel_size, shares[0]))
+            if len(shares) == 1 or _border_mass(np.asarray(_clean(kernel)), width=1) <= _BORDER_MASS:
+                return kernel
+            shares.pop(0)
+
+    def refine_best(side: int) -> jax.Array:
+        return refine(image, [crop_kernel(best, (side, side))], config.refine_iterations)[0]
+
+    kernel = draw_in(levels[judged_at], refine_best)
     report(judged_at + 1)
 
     for index in range(judged_at + 1, len(levels)):
         level = levels[index]
         image = _resize(blurry, level)
         seen = image[informative_crop(np.asarray(image), config.refine_side)]
-        side = _share_of(level.kernel_size, share)
-        enlarged = resize_kernel(_clean(kernel), (side, side), scale=level.scale / levels[index - 1].scale)
-        # A crop that says too little about a large kernel can make it worse.
-        pair = [enlarged, *refine(seen, [enlarged], config.fine_iterations)]
-        kernel = pair[int(np.argmin(judge(seen, pair)))]
+        ratio, coarse = level.scale / levels[index - 1].scale, _clean(kernel)
+
+        def refine_enlarged(side: int, seen: jax.Array = seen, coarse: jax.Array = coarse, ratio: float = ratio) -> jax.Array:
+            enlarged = resize_kernel(coarse, (side, side), scale=ratio)
+            # A crop that says too little about a large kernel can make it worse.
+            pair = [enlarged, *refine(seen, [enlarged], config.fine_iterations)]
+            return pair[int(np.argmin(judge(seen, pair)))]
+
+        kernel = draw_in(level, refine_enlarged)
         report(index + 1)
     report(total)
-    return np.asarray(_clean(kernel)), share == 1.0, tuple(surprises)
+    return np.asarray(_clean(kernel)), len(shares) == 1, tuple(surprises)
 
 
 def _side_by_side(program: jax.stages.Wrapped, calls: Sequence[dict[str, Any]]) -> list[jax.Array]:
@@ -216,17 +232,17 @@ def _resize(blurry: np.ndarray, level: kernel_l0.Level) -> jax.Array:
     return image if level.shape == blurry.shape else jax.image.resize(image, level.shape, "linear", antialias=True)
 
 
-def _border_mass(kernel: np.ndarray) -> float:
-    inner = slice(_BORDER_WIDTH, -_BORDER_WIDTH)
+def _border_mass(kernel: np.ndarray, *, width: int = _BORDER_WIDTH) -> float:
+    inner = slice(width, -width)
     return float(kernel.sum() - kernel[inner, inner].sum())
 
 
-def _tight_share(kernel: np.ndarray) -> float:
-    """The smallest of a few shares of the support (few, because each is a program to compile) that holds the kernel."""
+def _shares_that_hold(kernel: np.ndarray) -> list[float]:
+    """The shares of the support (few, because each is a program to compile) that hold the kernel, the smallest first."""
     middle = kernel.shape[0] // 2
     reach = np.abs(np.argwhere(kernel > 0.0) - middle).max()
     wanted = 2 * math.ceil(reach * (1.0 + _MARGIN)) + 1
-    return next((share for share in _TIGHT_SHARES if _share_of(kernel.shape[0], share) >= wanted), 1.0)
+    return [share for share in _TIGHT_SHARES if _share_of(kernel.shape[0], share) >= wanted] + [1.0]
 
 
 def _share_of(size: int, share: float) -> int:
