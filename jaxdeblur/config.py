@@ -20,6 +20,9 @@ Update = Literal["joint", "alternating"]
 # What a JPEG's quantisation does to a blurry photograph, chosen by eye on such photographs.
 COMPRESSED_NOISE_STD = 0.005
 
+# Pictures with fewer pixels a side are refused.
+SMALLEST_SIDE = 32
+
 LOSS_TERMS: tuple[str, ...] = get_args(LossTerm)
 FINALS: tuple[str, ...] = get_args(Final)
 

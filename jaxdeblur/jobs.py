@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxdeblur.config import COMPRESSED_NOISE_STD, Config
+from jaxdeblur.config import COMPRESSED_NOISE_STD, SMALLEST_SIDE, Config
 from jaxdeblur.errors import InputError
 from jaxdeblur.imaging.colour import luma
 from jaxdeblur.imaging.kernel_files import require_kernel_fits, write_kernel_array, write_kernel_picture
@@ -30,8 +30,6 @@ from jaxdeblur.version import __version__
 
 if TYPE_CHECKING:
     from jaxdeblur.pipeline import Result
-
-SMALLEST_SIDE = 32
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,14 +14,13 @@ import numpy as np
 from jaxdeblur.classical import finish, variational
 from jaxdeblur.classical.initialiser import estimate_kernel, informative_crop
 from jaxdeblur.classical.noise import noise_std as estimate_noise_std
-from jaxdeblur.config import Config, InitialiserConfig
+from jaxdeblur.config import SMALLEST_SIDE, Config, InitialiserConfig
 from jaxdeblur.errors import InputError
 from jaxdeblur.imaging.colour import luma, rgb_to_ycbcr, ycbcr_to_rgb
 from jaxdeblur.operators.kernels import centre_kernel, pad_kernel
 from jaxdeblur.optimise.loop import FitResult, Progress, fit
 from jaxdeblur.presets import PRESETS
 
-SMALLEST_SIDE = 32
 # Pixels this bright are taken for clipped, and more than this share of them for worth a word.
 _CLIPPED, _CLIPPED_SHARE = 0.99, 0.005
 # Enough to find the support's size for a deep prior that starts from scratch.

@@ -11,8 +11,8 @@ from jaxdeblur.config import Config, FitConfig, ImageGeneratorConfig, KernelGene
 # Jia, CVPR 2013), the guesses are refined and judged by marginal likelihood (Wipf, Zhang, JMLR 2014), and the picture is
 # restored under a sparse prior (Levin et al., SIGGRAPH 2007).
 #   python -m jaxdeblur.main --image=photo.jpg
-# Measured figures and times: README.md. A deep prior is left to the other presets: for the seconds it takes on two CPU
-# cores, more guesses bring more (experiments/README.md).
+# Measured figures and times: README.md. A deep prior is left to the other presets: where it was tried, it helped some pictures
+# and hurt others, for more seconds than all the rest on two CPU cores.
 _FAST = Config(name="fast")
 
 # The same, then a narrow deep prior fitted from that kernel on. Of the two kernels the likelier one makes the final picture.

@@ -59,6 +59,8 @@ def informative_crop(blurry: np.ndarray, side: int) -> tuple[slice, slice]:
     """
     height, width = blurry.shape
     rows, columns = min(side, height), min(side, width)
+    if (rows, columns) == (height, width):
+        return slice(0, height), slice(0, width)
     down, across = np.gradient(blurry)
     # Square roots: many moderate edges say more about a kernel than a few strong ones.
     strength = np.sqrt(np.hypot(down, across))
@@ -88,8 +90,8 @@ def estimate_kernel(
     Args:
       blurry: ``[H, W]`` in [0, 1].
       config: see :class:`~jaxdeblur.config.InitialiserConfig`.
-      kernel_size: odd side of the support, or None: it then starts from :func:`first_kernel_size` and grows for as long as mass
-        touches its border. Room to spare does no harm.
+      kernel_size: odd side of the support, or None: it then starts from :func:`first_kernel_size`, grows for as long as mass
+        touches its border, and is drawn in to what the kernel needs.
       noise_std: of the image, in [0, 1] units.
       progress: called with (pyramid levels done, levels in all).
 
