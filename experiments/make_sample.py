@@ -19,6 +19,7 @@ from absl import app, flags
 
 from jaxdeblur.imaging.kernel_files import write_kernel_picture
 from jaxdeblur.operators.blur import blur_valid, crop_to_blurry
+from jaxdeblur.operators.trajectories import motion_kernel
 
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", str(pathlib.Path(__file__).parent / "sample"), "Where the pictures go.")
 
@@ -48,43 +49,10 @@ class Sample:
     seed: int = 9
 
 
-def shake_kernel(size: int, generator: np.random.Generator, *, num_points: int = 2000) -> np.ndarray:
-    """The path of a trembling hand during an exposure, as a blur kernel.
-
-    The hand's acceleration is noise, its velocity forgets slowly: a smooth, bent path, brighter where it lingers. The path
-    is scaled to fill the support up to a margin of one pixel and drawn with bilinear weights.
-
-    Args:
-      size: odd side of the support, in pixels.
-      generator: of the randomness.
-      num_points: samples along the path.
-
-    Returns:
-      ``[size, size]`` float32, summing to 1.
-    """
-    velocity = np.zeros(2)
-    position = np.zeros(2)
-    path = np.empty((num_points, 2))
-    for index in range(num_points):
-        velocity = 0.995 * velocity + generator.normal(0.0, 1.0, 2)
-        position = position + velocity
-        path[index] = position
-    low, high = path.min(0), path.max(0)
-    path = (path - (low + high) / 2) * ((size - 3) / (high - low).max()) + size // 2
-    kernel = np.zeros((size, size))
-    whole = np.floor(path).astype(int)
-    part = path - whole
-    for row in (0, 1):
-        for column in (0, 1):
-            weight = np.abs(1 - row - part[:, 0]) * np.abs(1 - column - part[:, 1])
-            np.add.at(kernel, (whole[:, 0] + row, whole[:, 1] + column), weight)
-    return (kernel / kernel.sum()).astype(np.float32)
-
-
 def make_sample(sample: Sample) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The sample as (blurry ``[H, W, 3]`` uint8, sharp ``[H, W, 3]`` uint8, kernel ``[h, w]`` float32)."""
     generator = np.random.default_rng(sample.seed)
-    kernel = shake_kernel(sample.kernel_size, generator)
+    kernel = motion_kernel(generator, size=sample.kernel_size)
     rows, columns = sample.height + sample.kernel_size - 1, sample.width + sample.kernel_size - 1
     photograph = getattr(skimage.data, sample.picture)()
     sharp = photograph[sample.top : sample.top + rows, sample.left : sample.left + columns]
