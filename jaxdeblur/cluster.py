@@ -1,0 +1,310 @@
+"""Many pictures at once: in this process, in processes beside it, or on the machines of a Ray cluster.
+
+Pictures do not depend on one another, so all that is needed is one loop that hands them out, takes results as they come and
+hands out anew what a failing or dying worker lost: :func:`map_tasks`. A task's arguments and its result travel by pickle, so
+the machines need no shared file system.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import connection
+from typing import Any, Generic, Protocol, TypeVar
+
+from jaxdeblur.errors import InputError
+
+LOCAL = "local"
+
+# A worker's end (no memory, a machine taken away) is not the picture's fault, so it has more tries than a failure.
+_MAX_DEATHS = 3
+# How many tasks per slot a cluster is given at a time: the next one is there when a slot falls free, and no more is in flight.
+_TASKS_PER_SLOT = 2
+
+Item = TypeVar("Item")
+Value = TypeVar("Value")
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome(Generic[Value]):
+    """What became of one item.
+
+    Attributes:
+      index: its place among the items.
+      value: what the function returned, or None if it failed.
+      errors: of its failed attempts, one line each; the item failed if ``value`` did not come in the end.
+      failed: whether the attempts are used up without a value.
+    """
+
+    index: int
+    value: Value | None
+    errors: tuple[str, ...]
+    failed: bool
+
+
+def map_tasks(
+    function: Callable[[Item], Value],
+    items: Iterable[Item],
+    *,
+    workers: int = 1,
+    ray_address: str | None = None,
+    num_cpus: float = 1.0,
+    num_gpus: float | None = None,
+    attempts: int = 2,
+) -> Iterator[Outcome[Value]]:
+    """Applies ``function`` to every item and yields the outcomes as they come, in any order.
+
+    An item whose function raises is tried again (``attempts`` in all); one whose worker dies is handed out again, up to three
+    times. Only as many items are drawn from ``items`` as there is room for, so they may be loaded on the way. Close the
+    iterator (``contextlib.closing``) to stop early: running tasks are then abandoned and their processes ended.
+
+    Args:
+      function: of one item; defined at the top level of a module. With Ray it is sent by value unless it is part of this
+        package, which every machine must have installed.
+      items: arguments, to be pickled where they leave this process.
+      workers: without Ray, processes to use; 1 is this process itself. With ``local`` Ray, CPUs of the cluster that is started.
+      ray_address: of a Ray cluster (such as ``10.0.0.1:6379`` or ``auto``), or ``local`` to start one on this machine.
+      num_cpus: CPUs that Ray shall reserve for a task.
+      num_gpus: GPUs that Ray shall reserve for a task, fractions allowed; None for one if the cluster has any.
+      attempts: see above.
+
+    Yields:
+      One outcome per item.
+
+    Raises:
+      InputError: Ray is not installed or its cluster cannot be reached.
+    """
+    team = _team(function, workers, ray_address, num_cpus, num_gpus)
+    source = (_Task(index, item) for index, item in enumerate(items))
+    again: deque[_Task] = deque()
+    running: dict[Any, _Task] = {}
+    try:
+        while True:
+            while team.has_room(len(running)):
+                task = again.popleft() if again else next(source, None)
+                if task is None:
+                    break
+                running[team.submit(task.item)] = task
+            if not running:
+                return
+            handle = team.wait(list(running))
+            task = running.pop(handle)
+            try:
+                value, error = team.result(handle)
+            except _WorkerDiedError as death:
+                task.deaths += 1
+                value, error = None, f"its worker died ({death})"
+            else:
+                task.attempts += 1
+            if error is None:
+                yield Outcome(task.index, value, tuple(task.errors), failed=False)
+                continue
+            task.errors.append(error)
+            if task.attempts < attempts and task.deaths < _MAX_DEATHS:
+                again.append(task)
+            else:
+                yield Outcome(task.index, None, tuple(task.errors), failed=True)
+    finally:
+        team.close()
+
+
+@dataclasses.dataclass
+class _Task:
+    index: int
+    item: Any
+    attempts: int = 0
+    deaths: int = 0
+    errors: list[str] = dataclasses.field(default_factory=list)
+
+
+class _WorkerDiedError(Exception):
+    """The process that had the task is gone."""
+
+
+_Answer = tuple[Any, str | None]  # what the function returned, and the error if it raised one
+
+
+class _Team(Protocol):
+    """Whoever does the work. Handles stand for tasks that were submitted."""
+
+    def has_room(self, running: int) -> bool: ...
+
+    def submit(self, item: Any) -> Any: ...
+
+    def wait(self, handles: list[Any]) -> Any: ...
+
+    def result(self, handle: Any) -> _Answer: ...
+
+    def close(self) -> None: ...
+
+
+def _team(
+    function: Callable[[Any], Any], workers: int, ray_address: str | None, num_cpus: float, num_gpus: float | None
+) -> _Team:
+    if ray_address is not None:
+        return _Ray(function, ray_address, workers, num_cpus, num_gpus)
+    return _Processes(function, workers) if workers > 1 else _Here(function)
+
+
+def _attempt(function: Callable[[Any], Any], item: Any) -> _Answer:
+    try:
+        return function(item), None
+    except Exception as error:
+        return None, " ".join(f"{type(error).__name__}: {error}".split())
+
+
+class _Here:
+    """This very process, one task at a time."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self._function = function
+        self._handles = itertools.count()
+        self._answers: dict[int, _Answer] = {}
+
+    def has_room(self, running: int) -> bool:
+        return running == 0
+
+    def submit(self, item: Any) -> int:
+        handle = next(self._handles)
+        self._answers[handle] = _attempt(self._function, item)
+        return handle
+
+    def wait(self, handles: list[int]) -> int:
+        return handles[0]
+
+    def result(self, handle: int) -> _Answer:
+        return self._answers.pop(handle)
+
+    def close(self) -> None:
+        self._answers.clear()
+
+
+class _Processes:
+    """Processes of this machine, each with a pipe. They are started afresh, because a fork of a process that uses jax hangs."""
+
+    def __init__(self, function: Callable[[Any], Any], workers: int) -> None:
+        self._function = function
+        self._context = multiprocessing.get_context("spawn")
+        self._free = [self._start() for _ in range(workers)]
+        self._busy: dict[connection.Connection, Any] = {}
+
+    def _start(self) -> tuple[connection.Connection, Any]:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=_serve, args=(theirs, self._function), daemon=True)
+        process.start()
+        theirs.close()  # so that the worker's end is seen as the end of the pipe
+        return ours, process
+
+    def has_room(self, running: int) -> bool:
+        return bool(self._free)
+
+    def submit(self, item: Any) -> connection.Connection:
+        pipe, process = self._free.pop()
+        self._busy[pipe] = process
+        with contextlib.suppress(OSError):  # a worker that has died meanwhile is noticed when its answer is looked for
+            pipe.send(item)
+        return pipe
+
+    def wait(self, handles: list[connection.Connection]) -> connection.Connection:
+        ready = connection.wait(handles)[0]
+        assert isinstance(ready, connection.Connection)
+        return ready
+
+    def result(self, handle: connection.Connection) -> _Answer:
+        process = self._busy.pop(handle)
+        try:
+            answer: _Answer = handle.recv()
+        except (EOFError, OSError):
+            handle.close()
+            process.join()
+            self._free.append(self._start())
+            raise _WorkerDiedError(f"exit code {process.exitcode}") from None
+        self._free.append((handle, process))
+        return answer
+
+    def close(self) -> None:
+        for pipe, process in (*self._free, *self._busy.items()):
+            process.kill()
+            process.join()
+            pipe.close()
+
+
+def _serve(pipe: connection.Connection, function: Callable[[Any], Any]) -> None:
+    """A worker's life: answers items until its parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to see to
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with contextlib.suppress(EOFError):
+        while True:
+            pipe.send(_attempt(function, pipe.recv()))
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)  # even if the parent was killed, nobody goes on working for it
+
+
+class _Ray:
+    """A Ray cluster; see https://docs.ray.io."""
+
+    def __init__(
+        self, function: Callable[[Any], Any], address: str, workers: int, num_cpus: float, num_gpus: float | None
+    ) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody asked for reports to third parties
+        try:
+            import ray
+        except ImportError:
+            raise InputError(f"--ray={address} needs Ray: install jaxdeblur's extra 'cluster', or leave --ray out") from None
+        own: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False} if address == LOCAL else {}
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:150]
+            raise InputError(
+                f"--ray={address}: cannot join this Ray cluster ({reason}); start it, or give --ray=local"
+            ) from None
+        self._ray = ray
+        if num_gpus is None:
+            num_gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
+        self._needs = {"CPU": num_cpus, "GPU": num_gpus}
+        options: dict[str, Any] = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_retries": 0}
+        if 0 < num_gpus < 1:
+            # Several tasks share a GPU: each process may only take its share of the memory.
+            options["runtime_env"] = {"env_vars": {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 * num_gpus:.3f}"}}
+        module = sys.modules[function.__module__]
+        if module.__name__.split(".")[0] != __name__.split(".")[0]:
+            ray.cloudpickle.register_pickle_by_value(module)
+        self._run = ray.remote(_attempt).options(**options)
+        self._function = ray.put(function)
+
+    def has_room(self, running: int) -> bool:
+        have = self._ray.cluster_resources()  # asked each time: machines may join and leave
+        slots = min(int(have.get(name, 0) / need) for name, need in self._needs.items() if need > 0)
+        return running < _TASKS_PER_SLOT * max(slots, 1)
+
+    def submit(self, item: Any) -> Any:
+        return self._run.remote(self._function, item)
+
+    def wait(self, handles: list[Any]) -> Any:
+        ready, _ = self._ray.wait(handles, num_returns=1)
+        return ready[0]
+
+    def result(self, handle: Any) -> _Answer:
+        try:
+            answer: _Answer = self._ray.get(handle)
+        except self._ray.exceptions.RayError as error:
+            raise _WorkerDiedError(type(error).__name__) from None
+        return answer
+
+    def close(self) -> None:
+        self._ray.shutdown()
