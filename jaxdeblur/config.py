@@ -14,8 +14,8 @@ from typing import Any, Literal, get_args
 from jaxdeblur.errors import InputError
 
 LossTerm = Literal["mse", "mae", "one_minus_ssim", "total_variation", "kernel_energy"]
-Final = Literal["auto", "generator", "sparse", "hyper_laplacian"]
-Update = Literal["joint", "alternating"]
+Final = Literal["auto", "generator", "sparse", "hyper_laplacian", "saturated"]
+Update = Literal["joint", "sequential", "alternating"]
 
 # What a JPEG's quantisation does to a blurry photograph, chosen by eye on such photographs.
 COMPRESSED_NOISE_STD = 0.005
@@ -40,11 +40,17 @@ def check_kernel_size(size: int) -> None:
     )
 
 
+def _require_positive(config: Any, what: str, *names: str) -> None:
+    for name in names:
+        _require(getattr(config, name) >= 1, f"{what}: {name} must be 1 or more, got {getattr(config, name)}")
+
+
 @dataclasses.dataclass(frozen=True)
-class ImageGeneratorConfig:
-    """The skip-connected encoder-decoder ("DIP skip net") that makes the latent image.
+class SkipNetConfig:
+    """The skip-connected encoder-decoder ("DIP skip net") of SelfDeblur.
 
     Attributes:
+      name: tells the networks apart in a saved configuration.
       num_scales: how many times the resolution is halved.
       channels: width of the downward and upward paths.
       skip_channels: width of the skip branches.
@@ -55,6 +61,7 @@ class ImageGeneratorConfig:
       negative_slope: slope of the LeakyReLUs.
     """
 
+    name: Literal["skip"] = "skip"
     num_scales: int = 5
     channels: int = 128
     skip_channels: int = 16
@@ -65,30 +72,86 @@ class ImageGeneratorConfig:
     negative_slope: float = 0.2
 
     def __post_init__(self) -> None:
-        for name in ("num_scales", "channels", "skip_channels", "latent_channels", "non_local_channels"):
-            _require(getattr(self, name) >= 1, f"image generator: {name} must be 1 or more, got {getattr(self, name)}")
+        _require_positive(
+            self, "skip net", "num_scales", "channels", "skip_channels", "latent_channels", "non_local_channels"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
-class KernelGeneratorConfig:
-    """The generator of the blur kernel; a softmax over all pixels keeps it non-negative and summing to one.
+class UNetConfig:
+    """The U-Net of the Monte-Carlo method.
 
     Attributes:
-      name: ``mlp`` (SelfDeblur's fully connected net) or ``logits`` (no net: the pre-softmax pixels are the parameters, so
-        that a known guess can be refined from where it is).
-      latent_size: length of the fixed random input of the MLP.
+      name: tells the networks apart in a saved configuration.
+      num_levels: resolutions, the full one included.
+      channels: width of every level.
+      latent_channels: channels of the fixed random input.
       latent_scale: that input is uniform in [0, latent_scale].
-      hidden_sizes: widths of the MLP's hidden layers (ReLU6 between them).
+      negative_slope: slope of the LeakyReLUs.
     """
 
-    name: Literal["mlp", "logits"] = "mlp"
+    name: Literal["unet"] = "unet"
+    num_levels: int = 6
+    channels: int = 128
+    latent_channels: int = 8
+    latent_scale: float = 0.1
+    negative_slope: float = 0.1
+
+    def __post_init__(self) -> None:
+        _require(self.num_levels >= 2, f"U-Net: num_levels must be 2 or more, got {self.num_levels}")
+        _require_positive(self, "U-Net", "channels", "latent_channels")
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelMlpConfig:
+    """SelfDeblur's fully connected generator of the blur kernel.
+
+    Attributes:
+      name: tells the networks apart in a saved configuration.
+      latent_size: length of the fixed random input.
+      latent_scale: that input is uniform in [0, latent_scale].
+      hidden_sizes: widths of the hidden layers (ReLU6 between them).
+    """
+
+    name: Literal["mlp"] = "mlp"
     latent_size: int = 200
     latent_scale: float = 0.1
     hidden_sizes: tuple[int, ...] = (1000,)
 
     def __post_init__(self) -> None:
-        _require(self.name in ("mlp", "logits"), f"unknown kernel generator {self.name!r}: choose mlp or logits")
-        _require(self.latent_size >= 1, f"kernel generator: latent_size must be 1 or more, got {self.latent_size}")
+        _require_positive(self, "kernel MLP", "latent_size")
+        _require(all(size >= 1 for size in self.hidden_sizes), f"kernel MLP: bad hidden_sizes {self.hidden_sizes}")
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelLogitsConfig:
+    """No net for the kernel: its pixels before the softmax are the parameters, so that a known guess can be refined.
+
+    Attributes:
+      name: tells the networks apart in a saved configuration.
+    """
+
+    name: Literal["logits"] = "logits"
+
+
+ImageGeneratorConfig = SkipNetConfig | UNetConfig
+# A softmax over all pixels keeps kernels non-negative and summing to one, whichever network makes them.
+KernelGeneratorConfig = KernelMlpConfig | KernelLogitsConfig | SkipNetConfig | UNetConfig
+
+# A piecewise constant function of the step: pairs of a first step (0-based) and the value from there on.
+Schedule = tuple[tuple[int, float], ...]
+
+
+def constant(value: float) -> Schedule:
+    """The schedule that is ``value`` at every step."""
+    return ((0, value),)
+
+
+def _check_starts(what: str, starts: list[int]) -> None:
+    _require(
+        bool(starts) and starts[0] == 0 and all(a < b for a, b in itertools.pairwise(starts)),
+        f"{what} must start at step 0 and increase, got starts {starts}",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +171,8 @@ class LossInterval:
         _require(len(self.terms) > 0, "loss interval: at least one term is needed")
         for name, _ in self.terms:
             _require(name in LOSS_TERMS, f"unknown loss term {name!r}: choose from {', '.join(LOSS_TERMS)}")
+        names = [name for name, _ in self.terms]
+        _require(len(set(names)) == len(names), f"loss interval: a term stands twice in {names}; add its weights")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,27 +180,37 @@ class FitConfig:
     """Fitting an untrained deep prior to one image: networks, losses, schedules.
 
     Attributes:
-      image_generator: see :class:`ImageGeneratorConfig`.
-      kernel_generator: see :class:`KernelGeneratorConfig`.
+      image_generator: network of the sharp image; a sigmoid keeps it in (0, 1).
+      kernel_generator: network of the kernel; None where the kernel is given from outside.
       num_iterations: optimisation steps.
       loss_intervals: the loss as a function of the step; the first starts at 0, starts increase.
       noise_tied_tv_factor: adds ``factor · σ · TV(x)`` to every interval, σ being the estimated noise standard deviation of
         the blurry image in [0, 1] units (SelfDeblur's paper: 0.1; its public code: 0).
+      num_samples: Monte-Carlo samples of the latents' noise and the dropout masks per step; the loss is their mean.
       input_noise_std: standard deviation of the Gaussian noise added to the image latent at every step.
+      dropout_rate: probability with which features of the image generator are dropped before each re-scaling of its decoder.
+      kernel_input_noise_std: as ``input_noise_std``, for the kernel's latent.
+      kernel_dropout_rate: as ``dropout_rate``, for a convolutional kernel generator.
       image_learning_rate: Adam's, for the image generator.
       kernel_learning_rate: Adam's, for the kernel generator.
       decay_steps: steps at which both learning rates are multiplied by ``decay_rate``.
       decay_rate: see above.
-      update: ``joint``, or ``alternating``: image parameters on even steps, kernel parameters on odd ones.
-      chunk_size: steps scanned inside one compiled call; the host looks in between chunks.
+      update: ``joint``: both sets of parameters by the gradient at the same point. ``sequential``: at every step the kernel's
+        first, then the image's by the gradient at the new kernel. ``alternating``: the image's on even steps, the kernel's on
+        odd ones.
+      chunk_size: steps inside one compiled call; the host looks in between chunks.
     """
 
-    image_generator: ImageGeneratorConfig = ImageGeneratorConfig()
-    kernel_generator: KernelGeneratorConfig = KernelGeneratorConfig()
+    image_generator: ImageGeneratorConfig = SkipNetConfig()
+    kernel_generator: KernelGeneratorConfig | None = KernelMlpConfig()
     num_iterations: int = 5000
     loss_intervals: tuple[LossInterval, ...] = (LossInterval(0, (("mse", 1.0),)),)
     noise_tied_tv_factor: float = 0.0
-    input_noise_std: float = 0.001
+    num_samples: int = 1
+    input_noise_std: Schedule = constant(0.001)
+    dropout_rate: Schedule = constant(0.0)
+    kernel_input_noise_std: Schedule = constant(0.0)
+    kernel_dropout_rate: Schedule = constant(0.0)
     image_learning_rate: float = 1e-2
     kernel_learning_rate: float = 1e-4
     decay_steps: tuple[int, ...] = (2000, 3000, 4000)
@@ -144,18 +219,52 @@ class FitConfig:
     chunk_size: int = 50
 
     def __post_init__(self) -> None:
-        _require(self.num_iterations >= 1, f"num_iterations must be 1 or more, got {self.num_iterations}")
-        _require(self.chunk_size >= 1, f"chunk_size must be 1 or more, got {self.chunk_size}")
-        _require(self.update in get_args(Update), f"unknown update {self.update!r}: choose joint or alternating")
-        starts = [interval.start for interval in self.loss_intervals]
-        _require(
-            bool(starts) and starts[0] == 0 and all(a < b for a, b in itertools.pairwise(starts)),
-            f"loss intervals must start at step 0 and increase, got starts {starts}",
-        )
+        _require_positive(self, "fit", "num_iterations", "num_samples", "chunk_size")
+        _require(self.update in get_args(Update), f"unknown update {self.update!r}: choose from {', '.join(get_args(Update))}")
+        _check_starts("loss intervals", [interval.start for interval in self.loss_intervals])
+        for name in ("input_noise_std", "kernel_input_noise_std", "dropout_rate", "kernel_dropout_rate"):
+            schedule = getattr(self, name)
+            _check_starts(name, [start for start, _ in schedule])
+            largest = 1.0 if name.endswith("rate") else float("inf")
+            _require(all(0 <= value < largest for _, value in schedule), f"{name}: values out of range in {schedule}")
         _require(
             all(a < b for a, b in itertools.pairwise(self.decay_steps)),
             f"decay_steps must increase, got {self.decay_steps}",
         )
+        if self.randomises_kernel:
+            _require(
+                isinstance(self.kernel_generator, SkipNetConfig | UNetConfig),
+                "kernel_input_noise_std and kernel_dropout_rate need a convolutional kernel generator; choose a U-Net",
+            )
+        if self.kernel_generator is None:
+            _require(self.update == "joint", f"update {self.update!r} needs a kernel generator; choose joint")
+
+    @property
+    def randomises_kernel(self) -> bool:
+        """Whether the kernel generator is sampled too."""
+        return any(value > 0 for schedule in (self.kernel_input_noise_std, self.kernel_dropout_rate) for _, value in schedule)
+
+    def stretched(self, num_iterations: int) -> FitConfig:
+        """The same fit in another number of steps: every schedule is stretched or shrunk in proportion.
+
+        Args:
+          num_iterations: of the result. If it is so small that two changes fall on one step, the later one holds.
+
+        Raises:
+          InputError: it is less than 1.
+        """
+        factor = num_iterations / self.num_iterations
+
+        def scale(step: int) -> int:
+            return round(step * factor)
+
+        changes: dict[str, Any] = {}
+        for name in ("input_noise_std", "dropout_rate", "kernel_input_noise_std", "kernel_dropout_rate"):
+            changes[name] = tuple({scale(start): (scale(start), value) for start, value in getattr(self, name)}.values())
+        intervals = [dataclasses.replace(interval, start=scale(interval.start)) for interval in self.loss_intervals]
+        changes["loss_intervals"] = tuple({interval.start: interval for interval in intervals}.values())
+        changes["decay_steps"] = tuple(sorted({scale(step) for step in self.decay_steps}))
+        return dataclasses.replace(self, num_iterations=num_iterations, **changes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,8 +352,11 @@ class Config:
       fit: the deep prior to fit, or None for a classical run.
       num_restarts: independent fits of the deep prior, in one program.
       final: where the final image comes from. ``generator``: the deep prior's image. ``sparse``, ``hyper_laplacian``: that
-        non-blind method with the estimated kernel. ``auto``: the method's own choice.
+        non-blind method with the estimated kernel. ``saturated``: the non-blind method for clipped highlights. ``auto``: the
+        method's own choice.
       nonblind: settings of the non-blind step.
+      num_posterior_samples: samples of the fitted image generator (under the noise and dropout of the last step) of which mean
+        and standard deviation are taken; 0 for none.
       smallest_noise_std: noise of at least this standard deviation, in [0, 1] units, is assumed. Lossy compression leaves
         errors that a noise estimate cannot see; for JPEG files the command line sets :data:`COMPRESSED_NOISE_STD`.
     """
@@ -256,6 +368,7 @@ class Config:
     num_restarts: int = 1
     final: Final = "auto"
     nonblind: NonblindConfig = NonblindConfig()
+    num_posterior_samples: int = 0
     smallest_noise_std: float = 0.0
 
     def __post_init__(self) -> None:
@@ -272,6 +385,15 @@ class Config:
             self.fit is not None or self.final != "generator",
             f"{self.name}: final 'generator' needs a deep prior, and this preset fits none; choose sparse or hyper_laplacian",
         )
+        _require(
+            self.num_posterior_samples == 0 or (self.fit is not None and self.num_posterior_samples >= 2),
+            f"{self.name}: num_posterior_samples={self.num_posterior_samples} cannot be used; give 2 or more, with a deep prior",
+        )
+
+    @property
+    def needs_kernel(self) -> bool:
+        """Whether the kernel has to be given, because nothing here estimates it."""
+        return self.initialiser is None and (self.fit is None or self.fit.kernel_generator is None)
 
     def override(
         self,
@@ -279,23 +401,33 @@ class Config:
         kernel_size: int | None = None,
         num_iterations: int | None = None,
         num_restarts: int | None = None,
+        num_posterior_samples: int | None = None,
         final: Final | None = None,
     ) -> Config:
-        """A copy with the fields that are not None replaced.
+        """A copy with the fields that are not None replaced; a fit's schedules are stretched with ``num_iterations``.
 
         Raises:
           InputError: a value is out of range, or the preset has nothing that it could set.
         """
         changes: dict[str, Any] = {
             name: value
-            for name, value in (("kernel_size", kernel_size), ("num_restarts", num_restarts), ("final", final))
+            for name, value in (
+                ("kernel_size", kernel_size),
+                ("num_restarts", num_restarts),
+                ("num_posterior_samples", num_posterior_samples),
+                ("final", final),
+            )
             if value is not None
         }
-        for name, value in (("num_iterations", num_iterations), ("num_restarts", num_restarts)):
+        for name, value in (
+            ("num_iterations", num_iterations),
+            ("num_restarts", num_restarts),
+            ("num_posterior_samples", num_posterior_samples),
+        ):
             _require(
                 value is None or self.fit is not None,
                 f"{name} cannot be set: preset {self.name!r} fits no deep prior; choose another preset",
             )
         if num_iterations is not None and self.fit is not None:
-            changes["fit"] = dataclasses.replace(self.fit, num_iterations=num_iterations)
+            changes["fit"] = self.fit.stretched(num_iterations)
         return dataclasses.replace(self, **changes)

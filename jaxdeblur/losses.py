@@ -19,6 +19,19 @@ _C1, _C2 = 0.01**2, 0.03**2
 
 
 @flax.struct.dataclass
+class Observation:
+    """What is known of the scene.
+
+    Attributes:
+      blurry: ``[H, W]``.
+      kernel: ``[h, w]`` if known, else None.
+    """
+
+    blurry: jax.Array
+    kernel: jax.Array | None = None
+
+
+@flax.struct.dataclass
 class Estimate:
     """What the generators say, and what the blur makes of it.
 
@@ -101,15 +114,15 @@ def kernel_energy(kernel: jax.Array) -> jax.Array:
     return jnp.sum(jnp.square(kernel))
 
 
-_TERMS: dict[LossTerm, Callable[[Estimate, jax.Array], jax.Array]] = {
-    "mse": lambda estimate, blurry: mse(estimate.reblurred, blurry),
-    "mae": lambda estimate, blurry: mae(estimate.reblurred, blurry),
-    "one_minus_ssim": lambda estimate, blurry: one_minus_ssim(estimate.reblurred, blurry),
-    "total_variation": lambda estimate, blurry: total_variation(estimate.image),
-    "kernel_energy": lambda estimate, blurry: kernel_energy(estimate.kernel),
+_TERMS: dict[LossTerm, Callable[[Estimate, Observation], jax.Array]] = {
+    "mse": lambda estimate, seen: mse(estimate.reblurred, seen.blurry),
+    "mae": lambda estimate, seen: mae(estimate.reblurred, seen.blurry),
+    "one_minus_ssim": lambda estimate, seen: one_minus_ssim(estimate.reblurred, seen.blurry),
+    "total_variation": lambda estimate, _: total_variation(estimate.image),
+    "kernel_energy": lambda estimate, _: kernel_energy(estimate.kernel),
 }
 
 
-def term(name: LossTerm, estimate: Estimate, blurry: jax.Array) -> jax.Array:
-    """The loss term ``name`` of one restart's estimate given ``blurry [H, W]``: a scalar."""
-    return _TERMS[name](estimate, blurry)
+def term(name: LossTerm, estimate: Estimate, observation: Observation) -> jax.Array:
+    """The loss term ``name`` of one sample of one restart, given what is known: a scalar."""
+    return _TERMS[name](estimate, observation)

@@ -14,11 +14,11 @@ import numpy as np
 from jaxdeblur.classical import finish, variational
 from jaxdeblur.classical.initialiser import estimate_kernel, informative_crop
 from jaxdeblur.classical.noise import noise_std as estimate_noise_std
-from jaxdeblur.config import SMALLEST_SIDE, Config, InitialiserConfig
+from jaxdeblur.config import SMALLEST_SIDE, Config, InitialiserConfig, KernelLogitsConfig
 from jaxdeblur.errors import InputError
 from jaxdeblur.imaging.colour import luma, rgb_to_ycbcr, ycbcr_to_rgb
 from jaxdeblur.operators.kernels import centre_kernel, pad_kernel
-from jaxdeblur.optimise.loop import FitResult, Progress, fit
+from jaxdeblur.optimise.loop import FitResult, Progress, Snapshot, fit
 from jaxdeblur.presets import PRESETS
 
 # Pixels this bright are taken for clipped, and more than this share of them for worth a word.
@@ -59,6 +59,8 @@ class Result:
       noise_std: standard deviation of the input's noise that was reckoned with, in [0, 1] units.
       kernel_size: side of the support that was used.
       warnings: what the user should know, one sentence each.
+      posterior_mean: mean over samples of the deep prior's grey image, ``[H, W]``; None if no samples were asked for.
+      posterior_std: their standard deviation at each pixel, ``[H, W]``.
     """
 
     restored: np.ndarray
@@ -70,6 +72,8 @@ class Result:
     noise_std: float
     kernel_size: int
     warnings: tuple[str, ...]
+    posterior_mean: np.ndarray | None = None
+    posterior_std: np.ndarray | None = None
 
 
 def deblur(
@@ -79,6 +83,7 @@ def deblur(
     key: jax.Array,
     kernel: np.ndarray | jax.Array | None = None,
     progress: Progress | None = None,
+    snapshot: Snapshot | None = None,
 ) -> Result:
     """Restores one blurry image.
 
@@ -88,13 +93,16 @@ def deblur(
       key: typed random key (``jax.random.key(seed)``); the same one on the same machine gives the same bytes.
       kernel: a known blur kernel ``[h, w]`` of a true convolution, odd sides, non-negative: only the image is sought.
       progress: called now and then with (phase, steps done, steps in all, metrics).
+      snapshot: called now and then during a deep prior's fit with (steps done, image, kernel) of its first restart.
 
     Returns:
       The restored image, the kernel, and how they came about.
 
     Raises:
-      InputError: the image or the kernel cannot be used.
+      InputError: the image or the kernel cannot be used, or there is no kernel where ``config`` needs one.
     """
+    if config.needs_kernel and kernel is None:
+        raise InputError(f"preset {config.name!r} restores the image for a known kernel only; give the kernel")
     clock = _Clock()
     blurry = _check_image(image)
     grey = luma(blurry) if blurry.ndim == 3 else blurry
@@ -135,21 +143,26 @@ def deblur(
 
     fitted: FitResult | None = None
     if config.fit is not None:
+        fixed = known if config.fit.kernel_generator is not None else next(iter(kernels.values()))
+        starts_from_guess = isinstance(config.fit.kernel_generator, KernelLogitsConfig) and fixed is None
+        # The whole image only where the generator's own picture is wanted: steps cost in proportion to the pixels.
+        whole = config.final == "generator" or config.num_posterior_samples > 0
         with clock("fit"):
             fitted = fit(
-                # The whole image only where the generator's own picture is wanted: steps cost in proportion to the pixels.
-                grey if config.final == "generator" else grey[window],
+                grey if whole else grey[window],
                 config.fit,
                 key=key,
                 kernel_size=shape,
-                kernel=known,
+                kernel=fixed,
                 num_restarts=config.num_restarts,
-                initial_kernel=kernels.get("classical") if config.fit.kernel_generator.name == "logits" else None,
+                initial_kernel=kernels.get("classical") if starts_from_guess else None,
                 noise_std=noise,
+                num_posterior_samples=config.num_posterior_samples,
                 progress=progress,
+                snapshot=snapshot,
             )
         warnings += _restart_warnings(fitted)
-        if known is None:
+        if fixed is None:
             kernels["deep prior"] = np.asarray(centre_kernel(jnp.asarray(fitted.kernel), subpixel=False))
 
     with clock("judge"):
@@ -161,7 +174,7 @@ def deblur(
             chosen = "generator"
             restored = _with_luma(blurry, fitted.image)
         else:
-            method = "hyper_laplacian" if config.final == "hyper_laplacian" else "sparse"
+            method = config.final if config.final in ("hyper_laplacian", "saturated") else "sparse"
             chosen = f"{name} kernel, {method}"
             restored = finish.restore(
                 blurry,
@@ -182,6 +195,8 @@ def deblur(
         noise_std=noise,
         kernel_size=kernels[name].shape[0],
         warnings=tuple(warnings),
+        posterior_mean=None if fitted is None or fitted.posterior_mean is None else fitted.posterior_mean[fitted.best],
+        posterior_std=None if fitted is None or fitted.posterior_std is None else fitted.posterior_std[fitted.best],
     )
 
 

@@ -1,4 +1,4 @@
-"""Generators of the blur kernel; a softmax over all pixels keeps it non-negative and summing to one."""
+"""Generators of the blur kernel alone. What they return is its logits: see :mod:`jaxdeblur.networks.registry`."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdeblur.config import KernelGeneratorConfig
-from jaxdeblur.networks.skip import uniform_fan_in
+from jaxdeblur.config import KernelMlpConfig
+from jaxdeblur.networks.blocks import uniform_fan_in
 
 # Added to a given kernel before the logarithm: as small as still lets gradients wake a zero pixel.
 LOGITS_FLOOR = 1e-4
 
 
 class KernelMlp(nn.Module):
-    """SelfDeblur's fully connected net: latent → Dense, ReLU6 (per hidden layer) → Dense → softmax.
+    """SelfDeblur's fully connected net: latent → Dense, ReLU6 (per hidden layer) → Dense.
 
     Attributes:
       config: widths.
@@ -23,17 +23,16 @@ class KernelMlp(nn.Module):
     Source: Ren et al., "Neural blind deconvolution using deep priors", CVPR 2020, https://arxiv.org/abs/1908.02197.
     """
 
-    config: KernelGeneratorConfig
+    config: KernelMlpConfig
     kernel_shape: tuple[int, int]
 
     @nn.compact
     def __call__(self, latent: jax.Array) -> jax.Array:
-        """``[latent_size]`` → kernel ``[h, w]``."""
+        """``[latent_size]`` → logits ``[h, w]``."""
         value = latent
         for index, size in enumerate(self.config.hidden_sizes):
             value = jax.nn.relu6(self._dense(value, size, f"hidden{index}"))
-        logits = self._dense(value, self.kernel_shape[0] * self.kernel_shape[1], "out")
-        return jax.nn.softmax(logits).reshape(self.kernel_shape)
+        return self._dense(value, self.kernel_shape[0] * self.kernel_shape[1], "out").reshape(self.kernel_shape)
 
     def _dense(self, value: jax.Array, size: int, name: str) -> jax.Array:
         init = uniform_fan_in(value.shape[-1])
@@ -51,10 +50,9 @@ class KernelLogits(nn.Module):
 
     @nn.compact
     def __call__(self, latent: jax.Array) -> jax.Array:
-        """``[0]`` (there is nothing to feed) → kernel ``[h, w]``."""
+        """``[0]`` (there is nothing to feed) → logits ``[h, w]``."""
         del latent
-        logits = self.param("logits", nn.initializers.zeros, self.kernel_shape)
-        return jax.nn.softmax(logits.reshape(-1)).reshape(self.kernel_shape)
+        return self.param("logits", nn.initializers.zeros, self.kernel_shape)
 
 
 def logits_of(kernel: jax.Array) -> jax.Array:

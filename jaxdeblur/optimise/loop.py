@@ -14,17 +14,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdeblur.config import FitConfig, check_kernel_size
+from jaxdeblur import schedules
+from jaxdeblur.config import FitConfig, KernelLogitsConfig, check_kernel_size
 from jaxdeblur.errors import InputError
+from jaxdeblur.losses import Estimate, Observation
 from jaxdeblur.networks import kernel_mlp
 from jaxdeblur.operators import blur
 from jaxdeblur.optimise import restarts
 from jaxdeblur.optimise.restarts import RestartStatus
 from jaxdeblur.optimise.state import TrainState, load_checkpoint, save_checkpoint
-from jaxdeblur.optimise.step import Observation, Program, initial_state, render, run_chunk
+from jaxdeblur.optimise.step import Program, initial_state, posterior, render, run_chunk
 from jaxdeblur.version import __version__
 
 Progress = Callable[[str, int, int, Mapping[str, float]], None]
+Snapshot = Callable[[int, np.ndarray, np.ndarray], None]
 
 NUM_RETRIES = 2
 _LOG = logging.getLogger(__name__)
@@ -42,6 +45,8 @@ class FitResult:
       best: index of the best restart, judged without ground truth.
       statuses: one per restart.
       state: of all restarts after the last step.
+      posterior_mean: ``[R, H, W]``, over samples of the image generator; None if none were asked for.
+      posterior_std: ``[R, H, W]``, likewise.
     """
 
     images: np.ndarray
@@ -51,6 +56,8 @@ class FitResult:
     best: int
     statuses: tuple[RestartStatus, ...]
     state: TrainState
+    posterior_mean: np.ndarray | None = None
+    posterior_std: np.ndarray | None = None
 
     @property
     def image(self) -> np.ndarray:
@@ -78,11 +85,13 @@ class _Task:
 
     program: Program
     observation: Observation
+    plan: schedules.Plan
     num_iterations: int
     key: jax.Array
     initial_kernels: jax.Array | None
     delta_allowed: list[bool]
     progress: Progress | None
+    snapshot: Snapshot | None
     checkpoint: Path | None
     checkpoint_interval: float
     identity: str
@@ -104,8 +113,8 @@ class _Task:
         done, saved = int(state.step), time.monotonic()
         reasons = self._collapse_reasons(history, members, done)
         while done < self.num_iterations and not all(reasons):
-            count = min(self.program.config.chunk_size, self.num_iterations - done)
-            state, record = run_chunk(self.program, state, self.observation, count)
+            count = min(self.program.chunk_size, self.num_iterations - done)
+            state, record = run_chunk(self.program, state, self.observation, self.plan, count)
             rows = {name: value[:count] for name, value in jax.device_get(record).items()}
             history = {name: np.concatenate([history[name], row]) if history else row for name, row in rows.items()}
             done += count
@@ -116,7 +125,18 @@ class _Task:
                 saved = time.monotonic()
             if self.progress is not None:
                 self.progress("fit", done, self.num_iterations, {"loss": float(np.min(history["loss"][-1]))})
+            if self.snapshot is not None:
+                estimate = self.rendered(state)
+                self.snapshot(done, self.cropped(estimate.image)[0], estimate.kernel[0])
         return _Run(state, history, reasons)
+
+    def rendered(self, state: TrainState) -> Estimate:
+        """What all restarts have come to, on the host."""
+        return jax.device_get(render(self.program, state, self.observation))
+
+    def cropped(self, images: np.ndarray) -> np.ndarray:
+        """Images ``[R, H+h-1, W+w-1]`` cut to the blurry frame, ``[R, H, W]``."""
+        return np.asarray(blur.crop_to_blurry(images, self.program.kernel_shape))
 
     def _collapse_reasons(self, history: dict[str, np.ndarray], members: list[int], done: int) -> list[str | None]:
         if not history:
@@ -168,7 +188,9 @@ def fit(
     kernel: jax.Array | np.ndarray | None = None,
     initial_kernel: jax.Array | np.ndarray | None = None,
     noise_std: float = 0.0,
+    num_posterior_samples: int = 0,
     progress: Progress | None = None,
+    snapshot: Snapshot | None = None,
     checkpoint: Path | None = None,
     checkpoint_interval: float = 60.0,
 ) -> FitResult:
@@ -188,7 +210,9 @@ def fit(
       kernel: ``[h, w]``, known and kept: only the image generator is fitted.
       initial_kernel: ``[h, w]`` or one per restart ``[R, h, w]``, where a ``logits`` kernel generator starts.
       noise_std: of the blurry image's noise, in [0, 1] units; used by ``config.noise_tied_tv_factor``.
+      num_posterior_samples: samples of the fitted image generator of which mean and standard deviation are taken.
       progress: called between chunks with (phase, steps done, steps in all, metrics).
+      snapshot: called between chunks with (steps done, image ``[H, W]``, kernel ``[h, w]``) of the first restart.
       checkpoint: file to which the state is written now and then, and from which an interrupted run goes on.
       checkpoint_interval: seconds between two writes.
 
@@ -205,6 +229,7 @@ def fit(
         None if initial_kernel is None else jnp.asarray(initial_kernel, jnp.float32),
         noise_std,
         progress,
+        snapshot,
         checkpoint,
         checkpoint_interval,
     )
@@ -219,10 +244,14 @@ def fit(
             retried[member] = (*retried[member], reason)
         run = _merge(run, task.run(list(collapsed), attempt), list(collapsed))
 
-    estimate = jax.device_get(render(task.program, run.state, task.observation))
-    images = np.asarray(blur.crop_to_blurry(estimate.image, task.program.kernel_shape))
+    estimate = task.rendered(run.state)
+    images = task.cropped(estimate.image)
     statuses = tuple(RestartStatus(reason, past) for reason, past in zip(run.reasons, retried, strict=True))
     target = np.asarray(task.observation.blurry)
+    mean = std = None
+    if num_posterior_samples:
+        moments = jax.device_get(posterior(task.program, run.state, task.plan, num_posterior_samples))
+        mean, std = (task.cropped(moment) for moment in moments)
     return FitResult(
         images=images,
         full_images=estimate.image,
@@ -231,6 +260,8 @@ def fit(
         best=restarts.best_restart(images, estimate.reblurred, target, [status.ok for status in statuses]),
         statuses=statuses,
         state=run.state,
+        posterior_mean=mean,
+        posterior_std=std,
     )
 
 
@@ -244,6 +275,7 @@ def _check(
     initial_kernel: jax.Array | None,
     noise_std: float,
     progress: Progress | None,
+    snapshot: Snapshot | None,
     checkpoint: Path | None,
     checkpoint_interval: float,
 ) -> _Task:
@@ -258,33 +290,31 @@ def _check(
         chex.assert_shape(kernel, kernel_shape)
         if initial_kernel is not None:
             raise InputError("a known kernel and an initial kernel were both given: leave one out")
+    elif config.kernel_generator is None:
+        raise InputError("this fit restores the image for a given kernel only: give one")
     if initial_kernel is not None:
-        if config.kernel_generator.name != "logits":
-            raise InputError(
-                f"the {config.kernel_generator.name} kernel generator cannot start from a given kernel: choose logits"
-            )
+        if not isinstance(config.kernel_generator, KernelLogitsConfig):
+            raise InputError("this kernel generator cannot start from a given kernel: choose KernelLogitsConfig")
         initial_kernel = jnp.broadcast_to(initial_kernel, (num_restarts, *kernel_shape))
 
     plausible = restarts.delta_is_plausible(np.asarray(blurry), noise_std)
     starts_as_delta = [False] * num_restarts
     if initial_kernel is not None:
         starts_as_delta = [float(jnp.max(start)) > restarts.DELTA_PEAK for start in initial_kernel]
-    tied = config.noise_tied_tv_factor * noise_std
     parts = (__version__, config, kernel_shape, num_restarts, noise_std, jax.random.key_data(key).tolist())
     digest = hashlib.sha256(repr(parts).encode())
     for array in (blurry, kernel, initial_kernel):
         digest.update(b"none" if array is None else repr(array.shape).encode() + np.asarray(array).tobytes())
     return _Task(
-        # The number of iterations is no part of the compiled program: fits of other lengths share it.
-        program=Program(
-            dataclasses.replace(config, num_iterations=1), (blurry.shape[0], blurry.shape[1]), kernel_shape, kernel is not None
-        ),
-        observation=Observation(blurry, kernel, jnp.float32(tied) if tied else None),
+        program=Program.of(config, (blurry.shape[0], blurry.shape[1]), kernel_shape, kernel_known=kernel is not None),
+        observation=Observation(blurry, kernel),
+        plan=schedules.plan(config, noise_std=noise_std),
         num_iterations=config.num_iterations,
         key=key,
         initial_kernels=initial_kernel,
         delta_allowed=[kernel is not None or plausible or start for start in starts_as_delta],
         progress=progress,
+        snapshot=snapshot,
         checkpoint=checkpoint,
         checkpoint_interval=checkpoint_interval,
         identity=digest.hexdigest(),

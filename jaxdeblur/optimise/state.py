@@ -6,7 +6,6 @@ import dataclasses
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import flax
 import flax.serialization
@@ -16,8 +15,6 @@ import numpy as np
 import optax
 
 from jaxdeblur.errors import InputError
-
-Params = dict[str, Any]
 
 
 @flax.struct.dataclass

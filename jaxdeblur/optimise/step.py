@@ -1,11 +1,10 @@
-"""The one optimisation step, for all restarts at once, and the compiled chunk of steps."""
+"""The one optimisation step, for all restarts and samples at once, and the compiled chunk of steps."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,11 +12,12 @@ import optax
 from jax import flatten_util, lax
 
 from jaxdeblur import schedules
-from jaxdeblur.config import FitConfig
-from jaxdeblur.losses import Estimate
+from jaxdeblur.config import FitConfig, ImageGeneratorConfig, KernelGeneratorConfig, Update
+from jaxdeblur.losses import Estimate, Observation
 from jaxdeblur.networks import registry
+from jaxdeblur.networks.registry import Params
 from jaxdeblur.operators import blur
-from jaxdeblur.optimise.state import Params, TrainState
+from jaxdeblur.optimise.state import TrainState
 
 # In alternating updates the sets take turns in this order.
 _TURNS = ("image", "kernel")
@@ -27,26 +27,47 @@ METRICS = ("loss", "image_std", "kernel_peak")
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What the compiled step depends on, apart from arrays; hashable.
+    """What the compiled step depends on, apart from arrays and from the names of loss terms; hashable.
 
     Attributes:
-      config: the fit's; its ``num_iterations`` plays no part.
+      image_generator: network of the image.
+      kernel_generator: network of the kernel; None if the kernel is known.
       blurry_shape: ``(H, W)``.
       kernel_shape: ``(h, w)``.
-      kernel_known: no kernel generator is trained.
+      num_samples: S.
+      update: which parameters are updated when.
+      chunk_size: the most steps of one call.
     """
 
-    config: FitConfig
+    image_generator: ImageGeneratorConfig
+    kernel_generator: KernelGeneratorConfig | None
     blurry_shape: tuple[int, int]
     kernel_shape: tuple[int, int]
-    kernel_known: bool
+    num_samples: int
+    update: Update
+    chunk_size: int
+
+    @classmethod
+    def of(
+        cls, config: FitConfig, blurry_shape: tuple[int, int], kernel_shape: tuple[int, int], *, kernel_known: bool
+    ) -> Program:
+        """The program of a fit of ``config``."""
+        return cls(
+            image_generator=config.image_generator,
+            kernel_generator=None if kernel_known else config.kernel_generator,
+            blurry_shape=blurry_shape,
+            kernel_shape=kernel_shape,
+            num_samples=config.num_samples,
+            update="joint" if kernel_known else config.update,
+            chunk_size=config.chunk_size,
+        )
 
     def generators(self) -> dict[str, registry.Generator]:
         """The generators to be trained, by name."""
         shape = blur.latent_shape(self.blurry_shape, self.kernel_shape)
-        found = {"image": registry.image_generator(self.config.image_generator, shape)}
-        if not self.kernel_known:
-            found["kernel"] = registry.kernel_generator(self.config.kernel_generator, self.kernel_shape)
+        found = {"image": registry.image_generator(self.image_generator, shape)}
+        if self.kernel_generator is not None:
+            found["kernel"] = registry.kernel_generator(self.kernel_generator, self.kernel_shape)
         return found
 
     def tx(self) -> optax.GradientTransformation:
@@ -58,21 +79,6 @@ class Program:
         Source: Kingma & Ba, "Adam: a method for stochastic optimization", ICLR 2015, https://arxiv.org/abs/1412.6980.
         """
         return optax.scale_by_adam()
-
-
-@flax.struct.dataclass
-class Observation:
-    """What is known of the scene.
-
-    Attributes:
-      blurry: ``[H, W]``.
-      kernel: ``[h, w]`` if known, else None.
-      total_variation_weight: scalar added to the TV weight of every loss interval, or None.
-    """
-
-    blurry: jax.Array
-    kernel: jax.Array | None = None
-    total_variation_weight: jax.Array | None = None
 
 
 @functools.partial(jax.jit, static_argnames="program")
@@ -129,75 +135,129 @@ def _flatten(tree: Params) -> jax.Array:
     return jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(tree)], axis=1)
 
 
-def generate(program: Program, params: dict[str, Params], latents: dict[str, jax.Array], observation: Observation) -> Estimate:
-    """Runs the generators of all restarts and blurs: fields ``[R, …]``."""
-    generators = program.generators()
+def _sample(
+    program: Program,
+    name: str,
+    params: Params,
+    latents: jax.Array,
+    keys: jax.Array,
+    plan: schedules.Plan,
+    step: jax.Array,
+) -> jax.Array:
+    """What a generator makes of its latent under the noise and dropout of ``step``.
 
-    def run(name: str) -> jax.Array:
-        module = generators[name].module
-        return jnp.asarray(jax.vmap(lambda own, latent: module.apply({"params": own}, latent))(params[name], latents[name]))
+    Args:
+      program: says which generators.
+      name: of the generator.
+      params: its parameters, leaves with a leading axis R.
+      latents: ``[R, …]``.
+      keys: ``[R, S]``, one per sample; each generator takes its own part of it.
+      plan: the schedules.
+      step: 0-based scalar.
 
-    image = run("image")[..., 0]
-    if observation.kernel is None:
-        kernel = run("kernel")
-    else:
-        kernel = jnp.broadcast_to(observation.kernel, (image.shape[0], *program.kernel_shape))
-    return Estimate(image=image, kernel=kernel, reblurred=blur.blur_valid(image, kernel))
+    Returns:
+      ``[R, S, …]``, or ``[R, 1, …]`` if nothing about this generator is random.
+    """
+    noise, dropout = plan.input_noise_std.get(name), plan.dropout_rate.get(name)
+    if noise is None and dropout is None:
+        return _evaluate(program, name, params, latents)
+    generator = program.generators()[name]
+    rate = None if dropout is None else dropout.at(step)
+
+    def one(params: Params, latent: jax.Array, key: jax.Array) -> jax.Array:
+        noise_key, dropout_key = jax.random.split(jax.random.fold_in(key, _TURNS.index(name)))
+        if noise is not None:
+            latent = latent + noise.at(step) * jax.random.normal(noise_key, latent.shape)
+        return generator.apply(params, latent, dropout_rate=rate, dropout_key=dropout_key)
+
+    return jnp.asarray(jax.vmap(jax.vmap(one, (None, None, 0)))(params, latents, keys))
 
 
-def _perturbed(program: Program, state: TrainState) -> dict[str, jax.Array]:
-    std = program.config.input_noise_std
-    if std == 0:
-        return state.latents
-
-    def perturb(key: jax.Array, latent: jax.Array) -> jax.Array:
-        return latent + std * jax.random.normal(jax.random.fold_in(key, state.step), latent.shape)
-
-    return {**state.latents, "image": jax.vmap(perturb)(state.keys, state.latents["image"])}
+def _evaluate(program: Program, name: str, params: Params, latents: jax.Array) -> jax.Array:
+    """What a generator makes of its latent as it is: ``[R, 1, …]``."""
+    return jnp.asarray(jax.vmap(program.generators()[name].apply)(params, latents)[:, None])
 
 
-def train_step(program: Program, state: TrainState, observation: Observation) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One step of all restarts: perturb, generate, blur, compare, update.
+def _blurred(images: jax.Array, kernels: jax.Array) -> Estimate:
+    """The forward model, for images ``[R, S, …]`` and kernels ``[R, S or 1, …]``."""
+    kernels = jnp.broadcast_to(kernels, (*images.shape[:2], *kernels.shape[2:]))
+    return Estimate(image=images, kernel=kernels, reblurred=blur.blur_valid(images, kernels))
+
+
+def _known_kernels(observation: Observation, num_restarts: int) -> jax.Array:
+    assert observation.kernel is not None
+    return jnp.broadcast_to(observation.kernel, (num_restarts, 1, *observation.kernel.shape))
+
+
+def _sample_keys(keys: jax.Array, step: jax.Array, samples: jax.Array) -> jax.Array:
+    """``[R, S]`` keys, each a function of a restart's key, the step and the sample's number alone."""
+    step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
+    return jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(step_keys, samples)
+
+
+def train_step(
+    program: Program, state: TrainState, observation: Observation, plan: schedules.Plan
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One step of all restarts: sample, blur, compare, update.
 
     Returns:
       The next state, and per restart ``[R]`` the ``loss`` before the update, the standard deviation ``image_std`` of the
       image in the blurry image's frame and the kernel's largest pixel ``kernel_peak``.
     """
-    config = program.config
-    latents = _perturbed(program, state)
-    estimate, pull_back = jax.vjp(
-        lambda params: generate(program, params, latents, observation), unflatten(program, state.params)
-    )
-    loss, cotangent = schedules.loss_and_gradient(
-        config.loss_intervals, state.step, estimate, observation.blurry, observation.total_variation_weight
-    )
-    (gradients,) = pull_back(cotangent)
+    keys = _sample_keys(state.keys, state.step, jnp.arange(program.num_samples))
+    params = unflatten(program, state.params)
 
-    rates = {"image": config.image_learning_rate, "kernel": config.kernel_learning_rate}
-    alternating = config.update == "alternating" and not program.kernel_known
-    tx, params, opt_state = program.tx(), {}, {}
-    for name, gradient in gradients.items():
-        rate = schedules.learning_rate(rates[name], config)(state.step)
-        direction, moments = tx.update(_flatten(gradient), state.opt_state[name])
-        updated = state.params[name] - rate * direction
-        if alternating:
-            its_turn = state.step % len(_TURNS) == _TURNS.index(name)
-            old = (state.params[name], state.opt_state[name])
-            updated, moments = jax.tree.map(functools.partial(jnp.where, its_turn), (updated, moments), old)
-        params[name], opt_state[name] = updated, moments
+    def sample(name: str, own: Params) -> jax.Array:
+        return _sample(program, name, own, state.latents[name], keys, plan, state.step)
+
+    def objective(images: jax.Array, kernels: jax.Array) -> tuple[Estimate, jax.Array, jax.Array, jax.Array]:
+        estimate, pull_back = jax.vjp(_blurred, images, kernels)
+        loss, cotangent = schedules.loss_and_gradient(plan, state.step, estimate, observation)
+        return estimate, loss, *pull_back(cotangent)
+
+    new_params, new_opt_state = {}, {}
+
+    def update(name: str, gradient: Params) -> None:
+        new_params[name], new_opt_state[name] = _updated(program, state, plan, name, gradient)
+
+    images, pull_back_images = jax.vjp(functools.partial(sample, "image"), params["image"])
+    if program.kernel_generator is None:
+        estimate, loss, to_images, _ = objective(images, _known_kernels(observation, len(images)))
+    else:
+        kernels, pull_back_kernels = jax.vjp(functools.partial(sample, "kernel"), params["kernel"])
+        estimate, loss, to_images, to_kernels = objective(images, kernels)
+        update("kernel", *pull_back_kernels(to_kernels))
+        if program.update == "sequential":
+            kernels = sample("kernel", unflatten(program, {"kernel": new_params["kernel"]})["kernel"])
+            _, _, to_images, _ = objective(images, kernels)
+    update("image", *pull_back_images(to_images))
 
     cropped = blur.crop_to_blurry(estimate.image, program.kernel_shape)
     metrics = {
         "loss": loss,
-        "image_std": jnp.std(cropped, axis=(-2, -1)),
-        "kernel_peak": jnp.max(estimate.kernel, axis=(-2, -1)),
+        "image_std": jnp.mean(jnp.std(cropped, axis=(-2, -1)), axis=1),
+        "kernel_peak": jnp.max(estimate.kernel, axis=(-3, -2, -1)),
     }
-    return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state), metrics
+    return dataclasses.replace(state, step=state.step + 1, params=new_params, opt_state=new_opt_state), metrics
+
+
+def _updated(
+    program: Program, state: TrainState, plan: schedules.Plan, name: str, gradient: Params
+) -> tuple[jax.Array, optax.OptState]:
+    """One generator's parameters ``[R, P]`` and optimiser's state after a step, or as they were if it is not its turn."""
+    rate = plan.learning_rates[name].at(state.step)
+    old = (state.params[name], state.opt_state[name])
+    direction, moments = program.tx().update(_flatten(gradient), state.opt_state[name])
+    new = (state.params[name] - rate * direction, moments)
+    if program.update == "alternating":
+        its_turn = state.step % len(_TURNS) == _TURNS.index(name)
+        new = jax.tree.map(functools.partial(jnp.where, its_turn), new, old)
+    return new
 
 
 @functools.partial(jax.jit, static_argnames="program", donate_argnames="state")
 def run_chunk(
-    program: Program, state: TrainState, observation: Observation, num_steps: jax.Array
+    program: Program, state: TrainState, observation: Observation, plan: schedules.Plan, num_steps: jax.Array
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Runs ``num_steps`` (at most ``chunk_size``) steps.
 
@@ -206,12 +266,12 @@ def run_chunk(
     Returns:
       The state, and :func:`train_step`'s metrics as ``[chunk_size, R]``, of which ``num_steps`` rows are filled.
     """
-    rows = (program.config.chunk_size, *state.keys.shape)
+    rows = (program.chunk_size, *state.keys.shape)
     empty = {name: jnp.zeros(rows, jnp.float32) for name in METRICS}
 
     def body(index: jax.Array, carry: tuple[TrainState, dict[str, jax.Array]]) -> tuple[TrainState, dict[str, jax.Array]]:
         state, record = carry
-        state, metrics = train_step(program, state, observation)
+        state, metrics = train_step(program, state, observation, plan)
         return state, jax.tree.map(lambda rows, row: rows.at[index].set(row), record, metrics)
 
     return lax.fori_loop(0, num_steps, body, (state, empty))
@@ -219,5 +279,43 @@ def run_chunk(
 
 @functools.partial(jax.jit, static_argnames="program")
 def render(program: Program, state: TrainState, observation: Observation) -> Estimate:
-    """The estimates ``[R, …]`` from the unperturbed latents."""
-    return generate(program, unflatten(program, state.params), state.latents, observation)
+    """The estimates ``[R, …]`` from the latents themselves: no noise, no dropout."""
+    params = unflatten(program, state.params)
+    images = _evaluate(program, "image", params["image"], state.latents["image"])
+    if program.kernel_generator is None:
+        kernels = _known_kernels(observation, len(images))
+    else:
+        kernels = _evaluate(program, "kernel", params["kernel"], state.latents["kernel"])
+    return jax.tree.map(lambda field: field[:, 0], _blurred(images, kernels))
+
+
+@functools.partial(jax.jit, static_argnames="program")
+def posterior(
+    program: Program, state: TrainState, plan: schedules.Plan, num_samples: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Mean and standard deviation over samples of the image, under the noise and dropout of the last step.
+
+    Welford's recurrence, so that one sample at a time is in memory. Source of the idea: Li, Nan & Ji, figure 3.
+
+    Args:
+      program: says which generators.
+      state: after at least one step.
+      plan: the schedules.
+      num_samples: scalar, at least 2.
+
+    Returns:
+      Both ``[R, H+h-1, W+w-1]``.
+    """
+    params, latents = unflatten(program, state.params)["image"], state.latents["image"]
+
+    def body(index: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        mean, squares = carry
+        # The number of the step to come: no step that was taken has had these keys.
+        keys = _sample_keys(state.keys, state.step, index[None])
+        image = _sample(program, "image", params, latents, keys, plan, state.step - 1)[:, 0]
+        new_mean = mean + (image - mean) / (index + 1)
+        return new_mean, squares + (image - mean) * (image - new_mean)
+
+    empty = jnp.zeros((len(state.keys), *blur.latent_shape(program.blurry_shape, program.kernel_shape)))
+    mean, squares = lax.fori_loop(0, num_samples, body, (empty, empty))
+    return mean, jnp.sqrt(squares / (num_samples - 1))
