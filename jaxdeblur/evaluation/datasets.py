@@ -1,14 +1,16 @@
 """The benchmark sets as they are published: which files they are made of, whether they are all there, and how to read them.
 
 A set lies in one folder, under the names of its published copies. Any subset of its sharp images will do, but an image that is
-there must be there with all its blurry versions: a table over a set with a file lost would be silently wrong. Everything that is
-wrong with a folder (files missing, misnamed, damaged, of another size) is found before any work starts and told at once.
+there must be there with all its blurry versions: a table over a set with a file lost would be silently wrong. Whatever is wrong
+with a folder (files missing, misnamed, damaged, of another size) is found before any work starts, and told at once.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import difflib
+import os
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -147,9 +149,7 @@ class Example:
           InputError: there is no sharp image, a file is damaged, or the two differ in size.
         """
         if self.sharp is None:
-            raise InputError(
-                f"{self.blurry}: has no sharp image to compare with; give a folder of truths with files of its name"
-            )
+            raise InputError(f"{self.blurry}: has no sharp image to compare with; give a folder of truths of the same names")
         blurry, sharp = self.load_blurry(), load_luma(self.sharp)
         if blurry.shape != sharp.shape:
             sizes = " and ".join(_size(image.shape) for image in (blurry, sharp))
@@ -302,15 +302,26 @@ def _scan_folder(data_dir: pathlib.Path, truth_dir: pathlib.Path | None) -> tupl
     kernels = {path.stem: path for path in _files(data_dir / "kernels", (*PICTURE_SUFFIXES, ".npy"))}
 
     examples, problems = [], []
-    strangers = [path for stem, path in truths.items() if stem not in {picture.stem for picture in pictures}]
+    stems = collections.Counter(path.stem for path in pictures)
+    strangers = [path for stem, path in truths.items() if stem not in stems]
     for path in pictures:
         if truth_dir is not None and path.stem not in truths:
             problems.append(_missing(truth_dir / path.name, _lookalike(path, strangers, 0.8)))
             continue
+        if stems[path.stem] > 1:
+            problems.append(f"{path}: another picture has this name but for its ending; rename one of them")
+            continue
         kernel = kernels.get(path.stem)
-        size = max(read_kernel(kernel).shape) if kernel is not None else None
-        examples.append(Example(path.stem, path, truths.get(path.stem), size, image=path.stem, kernel=kernel))
+        side = None if kernel is None else _kernel_side(kernel)
+        examples.append(Example(path.stem, path, truths.get(path.stem), side, image=path.stem, kernel=kernel))
     return examples, problems
+
+
+def _kernel_side(path: pathlib.Path) -> int | None:
+    try:
+        return max(read_kernel(path).shape)
+    except InputError:  # told with the other files' faults
+        return None
 
 
 def _pictures(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -384,14 +395,14 @@ def _picture_size(path: pathlib.Path) -> tuple[int, ...]:
 
 def _header_size(path: pathlib.Path) -> tuple[int, ...]:
     """(height, width) of a PNG that goes on to its end, without decoding it: a set may have ten thousand truths."""
-    with path.open("rb") as file:
-        content = file.read()
     try:
-        with Image.open(path, formats=["PNG"]) as header:
+        with path.open("rb") as file, Image.open(file, formats=["PNG"]) as header:
             width, height = header.size
+            file.seek(-len(_PNG_END), os.SEEK_END)
+            whole = file.read() == _PNG_END
     except OSError:
         raise InputError(f"{path}: damaged, or not a PNG; fetch it again") from None
-    if not content.endswith(_PNG_END):
+    if not whole:
         raise InputError(f"{path}: damaged or cut short; fetch it again")
     return height, width
 
