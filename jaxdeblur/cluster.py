@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from multiprocessing import connection
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -60,7 +60,7 @@ def map_tasks(
     num_cpus: float = 1.0,
     num_gpus: float | None = None,
     attempts: int = 2,
-) -> Iterator[Outcome[Value]]:
+) -> Generator[Outcome[Value], None, None]:
     """Applies ``function`` to every item and yields the outcomes as they come, in any order.
 
     An item whose function raises is tried again (``attempts`` in all); one whose worker dies is handed out again, up to three

@@ -1,0 +1,1 @@
+"""Commands that reproduce and measure; see README.md beside this file."""
