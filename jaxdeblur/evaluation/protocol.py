@@ -31,11 +31,13 @@ class Score:
       psnr: in dB; infinite for an image equal to the truth.
       ssim: structural similarity; multi-scale where there is a trajectory of truths, as that set's tables have it.
       squared_error: sum of squared differences at the best shift, for error ratios; None with a trajectory of truths.
+      spectral_error: largest singular value of the differences, likewise.
     """
 
     psnr: float
     ssim: float
-    squared_error: float | None
+    squared_error: float | None = None
+    spectral_error: float | None = None
 
 
 def score(restored: npt.ArrayLike, example: Example) -> Score:
@@ -51,10 +53,10 @@ def score(restored: npt.ArrayLike, example: Example) -> Score:
     clipped = np.clip(np.asarray(restored, np.float64), 0.0, 1.0)
     if example.trajectory:
         along = metrics.trajectory_metrics(clipped, example.load_truths())
-        return Score(along.psnr, along.mssim, None)
+        return Score(along.psnr, along.mssim)
     _, sharp = example.load()
     aligned = metrics.aligned_metrics(clipped, sharp)
-    return Score(aligned.psnr, aligned.ssim, aligned.squared_error)
+    return Score(aligned.psnr, aligned.ssim, aligned.squared_error, aligned.spectral_error)
 
 
 def error_ratio(blind: Score, known: Score, *, of_squares: bool = False) -> float | None:
@@ -63,7 +65,7 @@ def error_ratio(blind: Score, known: Score, *, of_squares: bool = False) -> floa
     Args:
       blind: of the blind result.
       known: of the result with the true kernel.
-      of_squares: Levin et al.'s convention, the ratio of sums of squares, instead of SelfDeblur's ratio of norms.
+      of_squares: Levin et al.'s convention, the ratio of sums of squares, instead of the ratio of norms.
 
     Returns:
       The ratio, or None where the set's protocol has none.
@@ -71,6 +73,13 @@ def error_ratio(blind: Score, known: Score, *, of_squares: bool = False) -> floa
     if blind.squared_error is None or known.squared_error is None:
         return None
     return metrics.ratio_of_errors(blind.squared_error, known.squared_error, of_squares=of_squares)
+
+
+def spectral_error_ratio(blind: Score, known: Score) -> float | None:
+    """:func:`error_ratio` with spectral norms of the differences, as the script behind SelfDeblur's published ratios has it."""
+    if blind.spectral_error is None or known.spectral_error is None:
+        return None
+    return metrics.ratio_of_errors(blind.spectral_error, known.spectral_error, of_squares=True)
 
 
 def restore_with_true_kernel(
