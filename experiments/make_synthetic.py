@@ -1,0 +1,275 @@
+"""Makes a set of blurry pictures whose sharp picture and kernel are known, from any folder of sharp ones.
+
+    python experiments/make_synthetic.py --image_dir=photos --output_dir=data/synthetic
+    python experiments/make_synthetic.py --image_dir=photos --output_dir=data/night --blurs=motion --exposure=3 --noise_stds=0,.01
+
+Every sharp picture is blurred by every kernel at every noise level. The blur is true convolution on the valid support: nothing
+is made up beyond the picture's border, which is cut off instead, by as much for all kernels, so that all versions of a picture
+have one size. Then noise is added, and the result is clipped and rounded to 8 bits. The output folder holds blurry/, sharp/ and
+kernels/ with files of the same names, as the dataset "folder" reads them, and set.json, which says how each was made. The same
+command gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import pathlib
+import sys
+import zlib
+from collections.abc import Sequence
+
+import imageio.v3 as iio
+import numpy as np
+import scipy.signal
+from absl import app, flags
+
+from jaxdeblur.config import SMALLEST_SIDE, check_kernel_size
+from jaxdeblur.errors import InputError
+from jaxdeblur.imaging.kernel_files import write_kernel_array
+from jaxdeblur.imaging.reading import read_picture
+from jaxdeblur.imaging.selection import PICTURE_SUFFIXES
+from jaxdeblur.operators.trajectories import motion_kernel
+
+KINDS = ("motion", "defocus", "gaussian")
+
+_IMAGE_DIR = flags.DEFINE_string("image_dir", None, "Folder of sharp pictures.", required=True)
+_OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Where the set goes; must be new or empty.", required=True)
+_BLURS = flags.DEFINE_list("blurs", ["motion", "defocus", "gaussian"], f"Kinds of blur, of {', '.join(KINDS)}.")
+_KERNEL_SIZES = flags.DEFINE_list("kernel_sizes", ["15", "25"], "Odd sides of the kernels, in pixels.")
+_NUM_MOTIONS = flags.DEFINE_integer("num_motions", 2, "Motion kernels of each size.", lower_bound=1)
+_NOISE_STDS = flags.DEFINE_list("noise_stds", ["0.005"], "Standard deviations of the noise, pixel values being in [0, 1].")
+_EXPOSURE = flags.DEFINE_float(
+    "exposure",
+    1.0,
+    "The scene's light is multiplied by this and clipped at 1 only after the blur: above 1, highlights saturate.",
+)
+_SIDE = flags.DEFINE_integer("side", None, "Use only the middle of each sharp picture, at most this many pixels a side.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the motion kernels and the noise.", lower_bound=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What a set is made of.
+
+    Attributes:
+      kinds: of blur, each one of ``KINDS``.
+      kernel_sizes: odd sides of the kernels.
+      num_motions: motion kernels of each size.
+      noise_stds: standard deviations of the noise, in [0, 1] units.
+      exposure: factor on the scene's light before the blur.
+      side: of the middle that is used of larger pictures, or None for all of them.
+      seed: of kernels and noise.
+
+    Raises:
+      InputError: a value cannot be used.
+    """
+
+    kinds: tuple[str, ...] = KINDS
+    kernel_sizes: tuple[int, ...] = (15, 25)
+    num_motions: int = 2
+    noise_stds: tuple[float, ...] = (0.005,)
+    exposure: float = 1.0
+    side: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for kind in self.kinds:
+            if kind not in KINDS:
+                raise InputError(f"--blurs: {kind!r} is no kind of blur: choose from {', '.join(KINDS)}")
+        for size in self.kernel_sizes:
+            check_kernel_size(size)
+        if not (self.kinds and self.kernel_sizes and self.noise_stds):
+            raise InputError("--blurs, --kernel_sizes and --noise_stds each need at least one value")
+        if not all(0.0 <= std < 1.0 for std in self.noise_stds):
+            raise InputError("--noise_stds must be 0 or more and below 1: pixel values are in [0, 1]")
+        if not 0.0 < self.exposure < np.inf:
+            raise InputError(f"--exposure={self.exposure} is no factor on light: give a positive number")
+
+
+@dataclasses.dataclass(frozen=True)
+class Blur:
+    """One kernel: its kind, its number among those of its kind and size, and the kernel ``[h, w]``."""
+
+    kind: str
+    number: int
+    kernel: np.ndarray
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}{len(self.kernel)}" + (f"_{self.number}" if self.kind == "motion" else "")
+
+
+def disc_kernel(size: int) -> np.ndarray:
+    """``[size, size]`` float32 summing to 1: a disc up to the border, each pixel weighed by how much of it is covered."""
+    fine = 16
+    offsets = (np.arange(size * fine) + 0.5) / fine - size / 2
+    covered = offsets[:, None] ** 2 + offsets[None, :] ** 2 <= (size / 2) ** 2
+    return _normalised(covered.reshape(size, fine, size, fine).mean((1, 3)))
+
+
+def gaussian_kernel(size: int) -> np.ndarray:
+    """``[size, size]`` float32 summing to 1: a Gaussian of σ = size/6, so that the support ends at three σ."""
+    weights = np.exp(-0.5 * ((np.arange(size) - size // 2) / (size / 6)) ** 2)
+    return _normalised(np.outer(weights, weights))
+
+
+def make_blurs(recipe: Recipe) -> list[Blur]:
+    """All kernels of a set."""
+    blurs = []
+    for kind, size in itertools.product(recipe.kinds, recipe.kernel_sizes):
+        if kind == "motion":
+            for number in range(1, recipe.num_motions + 1):
+                # Seeded by what it is, so that it does not depend on which others are made.
+                generator = np.random.default_rng([recipe.seed, size, number])
+                blurs.append(Blur(kind, number, motion_kernel(generator, size=size)))
+        else:
+            blurs.append(Blur(kind, 1, disc_kernel(size) if kind == "defocus" else gaussian_kernel(size)))
+    return blurs
+
+
+def degrade(
+    sharp: np.ndarray, kernel: np.ndarray, *, margin: int, noise_std: float, exposure: float, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """A blurry picture and the sharp one that it shows: ``y = clip(k * (e·x) + n)`` and ``clip(e·x)``.
+
+    Args:
+      sharp: ``[H, W]`` or ``[H, W, 3]`` in [0, 1].
+      kernel: ``[h, w]``.
+      margin: pixels cut off each side, at least half the kernel's side.
+      noise_std: of n, white and Gaussian.
+      exposure: e.
+      generator: of the noise.
+
+    Returns:
+      Both ``[H − 2·margin, W − 2·margin(, 3)]`` uint8.
+    """
+    radiance = exposure * sharp.astype(np.float64)
+    weights = kernel.astype(np.float64).reshape(kernel.shape + (1,) * (sharp.ndim - 2))
+    blurry = scipy.signal.fftconvolve(radiance, weights, mode="valid", axes=(0, 1))
+    rest = margin - len(kernel) // 2
+    blurry = blurry[rest : len(blurry) - rest, rest : blurry.shape[1] - rest]
+    truth = radiance[margin : len(radiance) - margin, margin : radiance.shape[1] - margin]
+    return _levels(blurry + generator.normal(0.0, noise_std, blurry.shape)), _levels(truth)
+
+
+def make_set(image_dir: pathlib.Path, output_dir: pathlib.Path, recipe: Recipe) -> int:
+    """Writes a set.
+
+    Args:
+      image_dir: folder of sharp pictures.
+      output_dir: new or empty folder.
+      recipe: what to make.
+
+    Returns:
+      How many blurry pictures were made.
+
+    Raises:
+      InputError: a folder or a picture cannot be used; nothing is written then.
+    """
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise InputError(f"--output_dir={output_dir} holds something already: give a new or an empty folder")
+    blurs = make_blurs(recipe)
+    margin = max(recipe.kernel_sizes) // 2
+    paths = _sharp_pictures(image_dir)
+    for path in paths:
+        _read_sharp(path, recipe.side, margin)
+    for folder in ("blurry", "sharp", "kernels"):
+        (output_dir / folder).mkdir(parents=True, exist_ok=True)
+
+    made = []
+    for path in paths:
+        sharp = _read_sharp(path, recipe.side, margin)
+        for blur, (level, noise_std) in itertools.product(blurs, enumerate(recipe.noise_stds, start=1)):
+            name = f"{path.stem}_{blur.name}_noise{level}"
+            generator = np.random.default_rng([recipe.seed, zlib.crc32(name.encode())])
+            blurry, truth = degrade(
+                sharp, blur.kernel, margin=margin, noise_std=noise_std, exposure=recipe.exposure, generator=generator
+            )
+            for folder, picture in (("blurry", blurry), ("sharp", truth)):
+                iio.imwrite(output_dir / folder / f"{name}.png", picture, plugin="pillow")
+            write_kernel_array(output_dir / "kernels" / f"{name}.npy", blur.kernel)
+            made.append(
+                {
+                    "name": name,
+                    "image": path.name,
+                    "blur": blur.kind,
+                    "number": blur.number,
+                    "kernel_size": len(blur.kernel),
+                    "noise_std": noise_std,
+                    "saturated": float(np.mean(blurry == 255)),
+                }
+            )
+    # Written last: a folder without it was not finished.
+    content = {"recipe": dataclasses.asdict(recipe), "pictures": made}
+    (output_dir / "set.json").write_text(json.dumps(content, indent=1) + "\n")
+    return len(made)
+
+
+def _sharp_pictures(folder: pathlib.Path) -> list[pathlib.Path]:
+    if not folder.is_dir():
+        raise InputError(f"--image_dir={folder}: no such folder; check the path")
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
+    if not paths:
+        raise InputError(f"--image_dir={folder}: no picture in it ({', '.join(PICTURE_SUFFIXES)})")
+    stems = [path.stem for path in paths]
+    for path in paths:
+        if stems.count(path.stem) > 1:
+            raise InputError(f"{path}: another picture has this name but for its ending; rename one of them")
+    return paths
+
+
+def _read_sharp(path: pathlib.Path, side: int | None, margin: int) -> np.ndarray:
+    """The picture's pixels, or the middle of them."""
+    pixels = read_picture(path).pixels
+    if side is not None:
+        rows, columns = (
+            slice((length - side) // 2, (length - side) // 2 + side) for length in np.maximum(pixels.shape[:2], side)
+        )
+        pixels = pixels[rows, columns]
+    smallest = SMALLEST_SIDE + 2 * margin
+    if min(pixels.shape[:2]) < smallest:
+        raise InputError(
+            f"{path}: {pixels.shape[1]}×{pixels.shape[0]} pixels are too few for these kernels: {smallest} a side are needed"
+        )
+    return pixels
+
+
+def _normalised(weights: np.ndarray) -> np.ndarray:
+    return (weights / weights.sum()).astype(np.float32)
+
+
+def _levels(pixels: np.ndarray) -> np.ndarray:
+    return np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
+
+
+def _numbers(flag: str, values: Sequence[str], kind: type) -> tuple:
+    try:
+        return tuple(kind(value) for value in values)
+    except ValueError:
+        raise InputError(f"--{flag}={','.join(values)} is no list of numbers: give them separated by commas") from None
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    try:
+        recipe = Recipe(
+            kinds=tuple(_BLURS.value),
+            kernel_sizes=_numbers("kernel_sizes", _KERNEL_SIZES.value, int),
+            num_motions=_NUM_MOTIONS.value,
+            noise_stds=_numbers("noise_stds", _NOISE_STDS.value, float),
+            exposure=_EXPOSURE.value,
+            side=_SIDE.value,
+            seed=_SEED.value,
+        )
+        folder = pathlib.Path(_OUTPUT_DIR.value).expanduser()
+        count = make_set(pathlib.Path(_IMAGE_DIR.value).expanduser(), folder, recipe)
+    except InputError as error:
+        sys.exit(str(error))
+    print(f"{folder}: {count} blurry pictures")
+
+
+if __name__ == "__main__":
+    app.run(main)
