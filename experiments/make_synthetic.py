@@ -1,7 +1,7 @@
 """Makes a set of blurry pictures whose sharp picture and kernel are known, from any folder of sharp ones.
 
     python experiments/make_synthetic.py --image_dir=photos --output_dir=data/synthetic
-    python experiments/make_synthetic.py --image_dir=photos --output_dir=data/night --blurs=motion --exposure=3 --noise_stds=0,.01
+    python experiments/make_synthetic.py --image_dir=photos --output_dir=data/night --blurs=motion --exposure=3
 
 Every sharp picture is blurred by every kernel at every noise level. The blur is true convolution on the valid support: nothing
 is made up beyond the picture's border, which is cut off instead, by as much for all kernels, so that all versions of a picture
@@ -23,7 +23,7 @@ from collections.abc import Sequence
 import imageio.v3 as iio
 import numpy as np
 import scipy.signal
-from absl import app, flags
+from absl import flags
 
 from jaxdeblur.config import SMALLEST_SIDE, check_kernel_size
 from jaxdeblur.errors import InputError
@@ -33,20 +33,6 @@ from jaxdeblur.imaging.selection import PICTURE_SUFFIXES
 from jaxdeblur.operators.trajectories import motion_kernel
 
 KINDS = ("motion", "defocus", "gaussian")
-
-_IMAGE_DIR = flags.DEFINE_string("image_dir", None, "Folder of sharp pictures.", required=True)
-_OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Where the set goes; must be new or empty.", required=True)
-_BLURS = flags.DEFINE_list("blurs", ["motion", "defocus", "gaussian"], f"Kinds of blur, of {', '.join(KINDS)}.")
-_KERNEL_SIZES = flags.DEFINE_list("kernel_sizes", ["15", "25"], "Odd sides of the kernels, in pixels.")
-_NUM_MOTIONS = flags.DEFINE_integer("num_motions", 2, "Motion kernels of each size.", lower_bound=1)
-_NOISE_STDS = flags.DEFINE_list("noise_stds", ["0.005"], "Standard deviations of the noise, pixel values being in [0, 1].")
-_EXPOSURE = flags.DEFINE_float(
-    "exposure",
-    1.0,
-    "The scene's light is multiplied by this and clipped at 1 only after the blur: above 1, highlights saturate.",
-)
-_SIDE = flags.DEFINE_integer("side", None, "Use only the middle of each sharp picture, at most this many pixels a side.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the motion kernels and the noise.", lower_bound=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,25 +237,56 @@ def _numbers(flag: str, values: Sequence[str], kind: type) -> tuple:
         raise InputError(f"--{flag}={','.join(values)} is no list of numbers: give them separated by commas") from None
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+def define_flags() -> flags.FlagValues:
+    """The flags, unparsed."""
+    values = flags.FlagValues()
+    flags.DEFINE_boolean("help", False, "Print this and stop.", short_name="h", flag_values=values)
+    flags.DEFINE_string("image_dir", None, "Folder of sharp pictures.", flag_values=values)
+    flags.DEFINE_string("output_dir", None, "Where the set goes; must be new or empty.", flag_values=values)
+    flags.DEFINE_list("blurs", list(KINDS), f"Kinds of blur, of {', '.join(KINDS)}.", flag_values=values)
+    flags.DEFINE_list("kernel_sizes", ["15", "25"], "Odd sides of the kernels, in pixels.", flag_values=values)
+    flags.DEFINE_integer("num_motions", 2, "Motion kernels of each size.", lower_bound=1, flag_values=values)
+    flags.DEFINE_list("noise_stds", ["0.005"], "Standard deviations of the noise, in [0, 1] units.", flag_values=values)
+    flags.DEFINE_float(
+        "exposure", 1.0, "Factor on the light before the blur; above 1, highlights are clipped after it.", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "side", None, "Use only the middle of the pictures, at most this many pixels a side.", lower_bound=1, flag_values=values
+    )
+    flags.DEFINE_integer("seed", 0, "Of the motion kernels and the noise.", lower_bound=0, flag_values=values)
+    return values
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs a command line: the program's name and its arguments. Returns the exit status."""
+    values = define_flags()
     try:
+        _, *unexpected = values(list(argv))
+        if values.help:
+            print(__doc__, values.get_help(), sep="\n")
+            return 0
+        if unexpected:
+            raise InputError(f"unexpected argument {unexpected[0]!r}: give flags only, see --help")
+        for name in ("image_dir", "output_dir"):
+            if not values[name].value:
+                raise InputError(f"--{name} is missing: give a folder")
         recipe = Recipe(
-            kinds=tuple(_BLURS.value),
-            kernel_sizes=_numbers("kernel_sizes", _KERNEL_SIZES.value, int),
-            num_motions=_NUM_MOTIONS.value,
-            noise_stds=_numbers("noise_stds", _NOISE_STDS.value, float),
-            exposure=_EXPOSURE.value,
-            side=_SIDE.value,
-            seed=_SEED.value,
+            kinds=tuple(values.blurs),
+            kernel_sizes=_numbers("kernel_sizes", values.kernel_sizes, int),
+            num_motions=values.num_motions,
+            noise_stds=_numbers("noise_stds", values.noise_stds, float),
+            exposure=values.exposure,
+            side=values.side,
+            seed=values.seed,
         )
-        folder = pathlib.Path(_OUTPUT_DIR.value).expanduser()
-        count = make_set(pathlib.Path(_IMAGE_DIR.value).expanduser(), folder, recipe)
-    except InputError as error:
-        sys.exit(str(error))
+        folder = pathlib.Path(values.output_dir).expanduser()
+        count = make_set(pathlib.Path(values.image_dir).expanduser(), folder, recipe)
+    except (InputError, flags.Error) as error:
+        print(error, file=sys.stderr)
+        return 1
     print(f"{folder}: {count} blurry pictures")
+    return 0
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(main(sys.argv))

@@ -295,9 +295,7 @@ def _scan_folder(data_dir: pathlib.Path, truth_dir: pathlib.Path | None) -> tupl
         truth_dir = data_dir / "sharp"
     pictures = _pictures(blurry_dir)
     if not pictures:
-        raise InputError(
-            f"{blurry_dir}: no blurry picture in it ({', '.join(PICTURE_SUFFIXES)}); give a folder that holds some"
-        )
+        raise InputError(f"{blurry_dir}: no picture in it ({', '.join(PICTURE_SUFFIXES)}); give a folder that holds some")
     truths = {} if truth_dir is None else {path.stem: path for path in _pictures(truth_dir)}
     kernels = {path.stem: path for path in _files(data_dir / "kernels", (*PICTURE_SUFFIXES, ".npy"))}
 
@@ -351,8 +349,10 @@ def _lookalikes(wanted: set[pathlib.Path]) -> Callable[[pathlib.Path, float], pa
 
 
 def _lookalike(path: pathlib.Path, strangers: Iterable[pathlib.Path], likeness: float) -> pathlib.Path | None:
-    names = {_plain(stranger): stranger for stranger in strangers}
-    close = difflib.get_close_matches(_plain(path), names, n=1, cutoff=likeness)
+    wanted = _plain(path)
+    numbers = re.findall(r"\d+", wanted)  # they tell files apart that are otherwise alike
+    names = {name: stranger for stranger in strangers if re.findall(r"\d+", name := _plain(stranger)) == numbers}
+    close = difflib.get_close_matches(wanted, names, n=1, cutoff=likeness)
     return names[close[0]] if close else None
 
 
@@ -362,9 +362,13 @@ def _plain(path: pathlib.Path) -> str:
 
 
 def _content_problems(examples: Iterable[Example], size: tuple[int, int] | None) -> list[str]:
-    """A line for each file that is damaged or of another size than it should be; files that are missing are passed over."""
+    """A line for each file that is damaged or of another size than it should be; files that are missing are passed over.
+
+    Without a ``size`` that holds for all, that of most files of an image is taken for right.
+    """
     problems: dict[pathlib.Path, str] = {}
     sizes: dict[pathlib.Path, tuple[int, ...]] = {}
+    images: dict[str, dict[pathlib.Path, None]] = {}
 
     def measure(path: pathlib.Path, read: Callable[[pathlib.Path], tuple[int, ...]]) -> None:
         if path not in sizes and path not in problems and path.is_file():
@@ -374,18 +378,19 @@ def _content_problems(examples: Iterable[Example], size: tuple[int, int] | None)
                 problems[path] = str(error)
 
     for example in examples:
-        files = [example.blurry, *([] if example.trajectory or example.sharp is None else [example.sharp])]
-        for path in files:
-            measure(path, _picture_size)
-        for path in example.trajectory:
-            measure(path, _header_size)
-        if example.kernel is not None:
+        files = images.setdefault(example.image, {})
+        measure(example.blurry, _picture_size)
+        for path in example.truths:
+            measure(path, _header_size if example.trajectory else _picture_size)
+        files.update(dict.fromkeys((example.blurry, *example.truths)))
+        if example.kernel is not None and example.kernel not in sizes:
             measure(example.kernel, lambda path: read_kernel(path).shape)
-        expected = size or sizes.get(example.blurry)
-        for path in (*files, *example.trajectory):
+    for files in images.values():
+        found = collections.Counter(sizes[path] for path in files if path in sizes)
+        expected = size or next((most for most, _ in found.most_common(1)), None)
+        for path in files:
             if path in sizes and expected is not None and sizes[path] != expected:
-                reason = "as all of the set" if size is not None else f"as {example.blurry.name}"
-                problems[path] = f"{path}: {_size(sizes[path])} pixels, {_size(expected)} expected {reason}: fetch it again"
+                problems[path] = f"{path}: {_size(sizes[path])} pixels, {_size(expected)} expected; fetch it again"
     return list(problems.values())
 
 
