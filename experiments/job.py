@@ -133,8 +133,8 @@ def run_task(task: Task) -> dict[str, Any]:
         "seconds": seconds,
         "kernel_peak": float(result.kernel.max()),
     }
-    if found.squared_error is not None:
-        metrics["squared_error"] = found.squared_error
+    errors = {"squared_error": found.squared_error, "spectral_error": found.spectral_error}
+    metrics |= {name: value for name, value in errors.items() if value is not None}
     if task.example.true_kernel is not None:
         metrics["kernel_similarity"] = kernel_similarity(result.kernel, task.example.true_kernel)
     if losses:

@@ -147,10 +147,11 @@ def plan_entry(entry: Entry, images: Mapping[str, Sequence[Image]], settings: Se
             if name is None:
                 continue
             name = _overridden(name, overrides)
-            if name not in PRESETS:
-                unknown.append(name)
-            elif (teacher := _teacher(name)) is not None and teacher not in settings.teacher_weights:
+            teacher = _teacher(name)
+            if teacher is not None and teacher not in settings.teacher_weights:
                 not_run[row.label] = f"weights of {teacher.upper()} missing"
+            elif name not in PRESETS:
+                unknown.append(name)
             elif row.known_kernel and image.example.kernel is None:
                 not_run[row.label] = "no file with the true kernel"
             else:

@@ -82,7 +82,17 @@ class Report:
 
     def csv(self) -> str:
         """One line for each run."""
-        names = ("psnr", "ssim", "error_ratio", "kernel_similarity", "kernel_peak", "posterior_std", "steps", "seconds")
+        names = (
+            "psnr",
+            "ssim",
+            "error_ratio",
+            "norm_ratio",
+            "kernel_similarity",
+            "kernel_peak",
+            "posterior_std",
+            "steps",
+            "seconds",
+        )
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["row", "preset", "dataset", "image", "category", "seed", "state", *names, "remark"])

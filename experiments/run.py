@@ -12,11 +12,12 @@ if every image succeeded, 1 if one failed or the command could not be understood
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -258,7 +259,7 @@ class _Clock:
 
 def _report(plan: Plan, store: Store, settings: Settings, say: Callable[[str], None]) -> int:
     """Writes an entry's tables and figure, prints the table, and returns how many of its runs have no result."""
-    known = {image: _values(store, run).get("squared_error") for image, run in plan.known.items()}
+    known = {image: _score(_values(store, run)) for image, run in plan.known.items()}
     measured = {
         label: [_measured(plan.entry, label, run, store, known.get(run.image)) for run in runs]
         for label, runs in plan.rows.items()
@@ -282,14 +283,15 @@ def _values(store: Store, run: Run) -> dict[str, float]:
     return {} if record is None else {name: float(value) for name, value in record["metrics"].items()}
 
 
-def _measured(entry: Entry, label: str, run: Run, store: Store, known_error: float | None) -> render.Measured:
+def _measured(entry: Entry, label: str, run: Run, store: Store, known: protocol.Score | None) -> render.Measured:
     record, values = store.load(run.name), _values(store, run)
     if record is not None and run.base is not None:
         values["seconds"] += _values(store, run.base).get("seconds", 0.0)
-    if known_error is not None and "squared_error" in values:
-        ratio = protocol.error_ratio(_score(values["squared_error"]), _score(known_error))
-        if ratio is not None:
-            values["error_ratio"] = ratio
+    if known is not None:
+        ours = _score(values)
+        # The first is what the published tables hold.
+        ratios = {"error_ratio": protocol.spectral_error_ratio(ours, known), "norm_ratio": protocol.error_ratio(ours, known)}
+        values |= {name: ratio for name, ratio in ratios.items() if ratio is not None}
     failures = store.failures(run.name)
     state = "done" if record is not None else "failed" if failures else "missing"
     example = run.image.example
@@ -321,8 +323,10 @@ def _measured(entry: Entry, label: str, run: Run, store: Store, known_error: flo
     )
 
 
-def _score(squared_error: float) -> protocol.Score:
-    return protocol.Score(psnr=0.0, ssim=0.0, squared_error=squared_error)
+def _score(values: Mapping[str, float]) -> protocol.Score:
+    missing = math.nan
+    errors = values.get("squared_error"), values.get("spectral_error")
+    return protocol.Score(values.get("psnr", missing), values.get("ssim", missing), *errors)
 
 
 def _conditions(plan: Plan, settings: Settings) -> list[str]:
