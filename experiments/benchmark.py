@@ -63,22 +63,25 @@ def _jax_stepper() -> tuple[Callable[[], Any], float]:
     """Ours: a function that does one turn, and the seconds spent compiling."""
     import jax
 
-    from jaxdeblur.optimise.step import Observation, Program, initial_state, run_chunk
+    from jaxdeblur.losses import Observation
+    from jaxdeblur.optimise.step import Program, initial_state, run_chunk
+    from jaxdeblur.schedules import plan
 
     runtime.set_up_cache(_CACHE_DIR.value)
-    config = dataclasses.replace(_fit_config(), num_iterations=1)
+    config = _fit_config()
     size = (_KERNEL_SIZE.value, _KERNEL_SIZE.value)
-    program = Program(config, (_SIDE.value, _SIDE.value), size, kernel_known=False)
+    program = Program.of(config, (_SIDE.value, _SIDE.value), size, kernel_known=False)
+    schedules = plan(config)
     observation = Observation(jax.numpy.asarray(_blurry()))
     start = time.perf_counter()
     keys = jax.random.split(jax.random.key(_SEED), _NUM_RESTARTS.value)
     state = jax.block_until_ready(initial_state(program, keys))
-    compiled = run_chunk.lower(program, state, observation, _STEPS.value).compile()
+    compiled = run_chunk.lower(program, state, observation, schedules, _STEPS.value).compile()
     seconds = time.perf_counter() - start
 
     def turn() -> None:
         nonlocal state
-        state, _ = jax.block_until_ready(compiled(state, observation, _STEPS.value))
+        state, _ = jax.block_until_ready(compiled(state, observation, schedules, _STEPS.value))
 
     return turn, seconds
 

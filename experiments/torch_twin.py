@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from jaxdeblur.config import ImageGeneratorConfig, KernelGeneratorConfig
+from jaxdeblur.config import KernelMlpConfig, SkipNetConfig, UNetConfig
 from jaxdeblur.networks.skip import FIRST_NON_LOCAL_SCALE
 
 _SSIM_WINDOW, _SSIM_SIGMA, _C1, _C2 = 11, 1.5, 0.01**2, 0.03**2
@@ -42,10 +42,10 @@ class NonLocalBlock(nn.Module):
         return x + self.project_norm(self.project(attended.transpose(1, 2).unflatten(2, x.shape[2:])))
 
 
-class SkipGenerator(nn.Module):
+class SkipNet(nn.Module):
     """Latent ``[1, C, H, W]`` → image ``[1, 1, H, W]``."""
 
-    def __init__(self, config: ImageGeneratorConfig) -> None:
+    def __init__(self, config: SkipNetConfig) -> None:
         super().__init__()
         self.config = config
         channels, skip = config.channels, config.skip_channels
@@ -93,7 +93,7 @@ class SkipGenerator(nn.Module):
 class KernelMlp(nn.Module):
     """Latent ``[latent_size]`` → kernel ``[h, w]``."""
 
-    def __init__(self, config: KernelGeneratorConfig, kernel_shape: tuple[int, int]) -> None:
+    def __init__(self, config: KernelMlpConfig, kernel_shape: tuple[int, int]) -> None:
         super().__init__()
         self.kernel_shape = kernel_shape
         sizes = (config.latent_size, *config.hidden_sizes, kernel_shape[0] * kernel_shape[1])
@@ -167,8 +167,8 @@ class Fit:
     def __init__(
         self,
         blurry: np.ndarray,
-        image_config: ImageGeneratorConfig,
-        kernel_config: KernelGeneratorConfig,
+        image_config: SkipNetConfig,
+        kernel_config: KernelMlpConfig,
         kernel_shape: tuple[int, int],
         *,
         loss: str = "one_minus_ssim",
@@ -177,7 +177,7 @@ class Fit:
     ) -> None:
         self.blurry = torch.from_numpy(np.asarray(blurry, np.float32))[None, None]
         shape = [side + kernel - 1 for side, kernel in zip(blurry.shape, kernel_shape, strict=True)]
-        self.image_net, self.kernel_net = SkipGenerator(image_config), KernelMlp(kernel_config, kernel_shape)
+        self.image_net, self.kernel_net = SkipNet(image_config), KernelMlp(kernel_config, kernel_shape)
         self.image_latent = image_config.latent_scale * torch.rand(1, image_config.latent_channels, *shape)
         self.kernel_latent = kernel_config.latent_scale * torch.rand(kernel_config.latent_size)
         self.loss, self.input_noise_std = loss, input_noise_std

@@ -23,7 +23,7 @@ from jaxdeblur.imaging.picture import Picture
 from jaxdeblur.imaging.preview import write_preview
 from jaxdeblur.imaging.reading import read_picture
 from jaxdeblur.imaging.selection import Outputs, prepare_folder, remove_if_empty
-from jaxdeblur.imaging.writing import staged, write_picture
+from jaxdeblur.imaging.writing import staged, write_grey, write_picture
 from jaxdeblur.progress import show_progress
 from jaxdeblur.report import write_report
 from jaxdeblur.version import __version__
@@ -67,7 +67,7 @@ def run_job(path: pathlib.Path, outputs: Outputs, settings: Settings, log: Calla
         result = _deblur(path, picture, settings)
         seconds = time.perf_counter() - began
         metrics = _metrics(picture, result, settings.reference)
-        final_paths = outputs.all(picture.suffix)
+        final_paths = outputs.all(picture.suffix, posterior=result.posterior_std is not None)
         _write(path, picture, final_paths, settings, result, metrics, seconds)
     finally:
         remove_if_empty(made)  # after a success they are not empty
@@ -94,7 +94,7 @@ def _check(path: pathlib.Path, picture: Picture, outputs: Outputs, settings: Set
             f"{path}: is {width}×{height} pixels but the reference is {other}; give the sharp version of this picture"
         )
     if not settings.overwrite:
-        for existing in outputs.all(picture.suffix):
+        for existing in outputs.all(picture.suffix, posterior=settings.config.num_posterior_samples > 0):
             if existing.exists():
                 raise InputError(f"{path}: {existing} exists already; give --overwrite or another --output_dir")
 
@@ -155,11 +155,14 @@ def _write(
     seconds: float,
 ) -> None:
     try:
-        with staged(final_paths) as (deblurred, kernel_picture, kernel_array, preview, report):
+        with staged(final_paths) as (deblurred, kernel_picture, kernel_array, preview, *posterior, report):
             write_picture(deblurred, picture, result.restored)
             write_kernel_picture(kernel_picture, result.kernel)
             write_kernel_array(kernel_array, result.kernel)
             write_preview(preview, picture.pixels, result.restored, result.kernel, picture.icc)
+            if result.posterior_mean is not None and result.posterior_std is not None:
+                write_grey(posterior[0], result.posterior_mean)
+                write_grey(posterior[1], result.posterior_std / max(float(result.posterior_std.max()), 1e-6))
             write_report(report, _report(path, picture, final_paths, settings, result, metrics, seconds))
     except OSError as error:
         folder = final_paths[0].parent
@@ -183,6 +186,7 @@ def _report(
     return {
         "input": {
             "file": path.name,
+            "path": os.path.relpath(path.resolve(), final_paths[-1].resolve().parent),
             "width": picture.size[0],
             "height": picture.size[1],
             "channels": picture.pixels.ndim if picture.pixels.ndim == 3 else 1,
@@ -204,9 +208,15 @@ def _report(
         "kernel_size": result.kernel_size,
         "noise_std": result.noise_std,
         "chosen": result.chosen,
+        "posterior_std": _spread(result.posterior_std),
         "candidates": result.candidates,
         "metrics": metrics,
         "warnings": [*picture.notes, *result.warnings],
         "seconds": {**result.seconds, "total": seconds},
         "losses": result.history,
     }
+
+
+def _spread(posterior_std: np.ndarray | None) -> dict[str, float] | None:
+    """What the uncertainty picture's white stands for, and its mean; in [0, 1] units."""
+    return None if posterior_std is None else {"max": float(posterior_std.max()), "mean": float(posterior_std.mean())}

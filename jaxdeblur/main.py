@@ -6,6 +6,7 @@ Exit status: 0 if every picture succeeded, 1 if one failed or the command could 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import logging
 import pathlib
 import sys
@@ -20,6 +21,7 @@ from jaxdeblur.imaging.kernel_files import read_kernel
 from jaxdeblur.imaging.reading import read_picture
 from jaxdeblur.imaging.selection import assign_outputs, find_pictures, prepare_folder, remove_if_empty
 from jaxdeblur.jobs import Settings, run_job
+from jaxdeblur.saved_run import SavedRun, read_saved_run, version_notes
 from jaxdeblur.version import __version__
 
 USAGE = "usage: python -m jaxdeblur.main --image=photo.jpg [flags]"
@@ -64,11 +66,25 @@ def define_flags() -> flags.FlagValues:
     string("image", None, "What to deblur: a file, a folder, a glob, or several of these by comma.")
     string("output_dir", None, "Folder for the results (default: a folder 'deblurred' beside each picture).")
     string("preset", "fast", "The method; --list_presets tells which there are.")
+    string("config", None, "Report (NAME_report.json) of an earlier run: do that run again, as other flags change it.")
     string("kernel_size", None, "Side of the blur kernel: 'auto' or an odd number of pixels.")
     string("kernel", None, "PNG or NPY of a known kernel: only the sharp picture is sought.")
-    flags.DEFINE_integer("num_iterations", None, "Steps of the deep prior's fit.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer(
+        "num_iterations",
+        None,
+        "Steps of the deep prior's fit; its schedules are stretched with them.",
+        lower_bound=1,
+        flag_values=values,
+    )
     flags.DEFINE_integer(
         "num_restarts", None, "Independent fits, of which the best is kept.", lower_bound=1, flag_values=values
+    )
+    flags.DEFINE_integer(
+        "num_posterior_samples",
+        None,
+        "Samples of the deep prior of which a mean and an uncertainty map are written; 0 for none.",
+        lower_bound=0,
+        flag_values=values,
     )
     flags.DEFINE_integer("seed", 0, "Seed of all randomness.", lower_bound=0, flag_values=values)
     flags.DEFINE_enum("final", None, FINALS, "How the final picture is made from the kernel.", flag_values=values)
@@ -106,11 +122,14 @@ def _main(argv: Sequence[str], relaunch: bool) -> int:
 
 
 def _deblur_all(values: flags.FlagValues, relaunch: bool) -> int:
-    if not values.image:
+    saved = read_saved_run(pathlib.Path(values.config).expanduser()) if values.config else None
+    if not values.image and saved is None:
         raise InputError(f"--image is missing; {USAGE}")
     messages: list[str] = []
-    pictures = find_pictures(values.image, messages.append)
-    settings = _settings(values)
+    pictures = find_pictures(values.image, messages.append) if values.image or saved is None else [saved.image]
+    settings = _settings(values, saved)
+    if saved is not None:
+        messages += version_notes(saved)
     if values.reference and len(pictures) > 1:
         raise InputError(f"--reference goes with one picture, but --image={values.image} means {len(pictures)}; give one")
     if values.output_dir:
@@ -141,25 +160,40 @@ def _deblur_all(values: flags.FlagValues, relaunch: bool) -> int:
     return 1 if failures else 0
 
 
-def _settings(values: flags.FlagValues) -> Settings:
+def _settings(values: flags.FlagValues, saved: SavedRun | None) -> Settings:
     if values.kernel and values.kernel_size:
         raise InputError("--kernel and --kernel_size exclude each other; give one of them")
+    kernel = pathlib.Path(values.kernel).expanduser() if values.kernel else None
+    seed = values.seed
+    if saved is not None:
+        kernel = kernel or saved.kernel
+        seed = seed if values["seed"].present else saved.seed
+    config = _config(values, saved)
+    if config.needs_kernel and kernel is None:
+        raise InputError(f"preset {config.name} restores the picture for a known kernel only; give --kernel=FILE")
     return Settings(
-        config=_config(values),
-        seed=values.seed,
-        kernel=read_kernel(pathlib.Path(values.kernel).expanduser()) if values.kernel else None,
+        config=config,
+        seed=seed,
+        kernel=read_kernel(kernel) if kernel else None,
         reference=read_picture(pathlib.Path(values.reference).expanduser()) if values.reference else None,
         overwrite=values.overwrite,
         cache_dir=values.cache_dir,
     )
 
 
-def _config(values: flags.FlagValues) -> Config:
+def _config(values: flags.FlagValues, saved: SavedRun | None) -> Config:
     from jaxdeblur.presets import PRESETS
 
-    if values.preset not in PRESETS:
-        raise InputError(f"unknown preset {values.preset!r}; choose from {', '.join(sorted(PRESETS))}")
-    config = PRESETS[values.preset]
+    if saved is not None:
+        if values["preset"].present:
+            raise InputError("--config and --preset exclude each other; give one of them")
+        config = saved.config
+    elif values.preset in PRESETS:
+        config = PRESETS[values.preset]
+    else:
+        close = difflib.get_close_matches(values.preset, PRESETS, n=3)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise InputError(f"unknown preset {values.preset!r}{hint} (--list_presets tells which there are)")
     kernel_size = None
     if values.kernel_size == "auto":
         config = dataclasses.replace(config, kernel_size=None)
@@ -169,7 +203,11 @@ def _config(values: flags.FlagValues) -> Config:
         except ValueError:
             raise InputError(f"--kernel_size={values.kernel_size} is no size; give 'auto' or an odd number of pixels") from None
     return config.override(
-        kernel_size=kernel_size, num_iterations=values.num_iterations, num_restarts=values.num_restarts, final=values.final
+        kernel_size=kernel_size,
+        num_iterations=values.num_iterations,
+        num_restarts=values.num_restarts,
+        num_posterior_samples=values.num_posterior_samples,
+        final=values.final,
     )
 
 
@@ -185,9 +223,17 @@ def _help(values: flags.FlagValues) -> str:
 
 
 def _preset_list() -> str:
-    from jaxdeblur.presets import PRESETS
+    """The presets by paper: name, steps, published figure, and what they are."""
+    from jaxdeblur.presets import ABOUT, PRESETS
 
-    return "\n".join(sorted(PRESETS))
+    papers: dict[tuple[str, str], list[str]] = {}
+    for name, about in ABOUT.items():
+        fit = PRESETS[name].fit
+        steps = f"{fit.num_iterations} steps" if fit is not None else "no steps"
+        line = f"  {name:<32} {steps:>10}  {about.figure or '-':<28} {about.summary}"
+        papers.setdefault((about.paper, about.hardware), []).append(line)
+    blocks = [f"{paper} -- wants {hardware}:\n" + "\n".join(lines) for (paper, hardware), lines in papers.items()]
+    return "\n\n".join(["Name, steps, PSNR/SSIM (published unless it says ours), what it is", *blocks])
 
 
 class _SayHandler(logging.Handler):

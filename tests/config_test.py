@@ -6,24 +6,26 @@ import pytest
 from jaxdeblur.config import (
     Config,
     FitConfig,
-    ImageGeneratorConfig,
     InitialiserConfig,
-    KernelGeneratorConfig,
+    KernelMlpConfig,
     LossInterval,
     NonblindConfig,
+    SkipNetConfig,
+    UNetConfig,
     check_kernel_size,
 )
 from jaxdeblur.errors import InputError
 
 MSE = (("mse", 1.0),)
 REFUSED = {
-    "num_scales": lambda: ImageGeneratorConfig(num_scales=0),
-    "channels": lambda: ImageGeneratorConfig(channels=0),
-    "skip_channels": lambda: ImageGeneratorConfig(skip_channels=-1),
-    "latent_channels": lambda: ImageGeneratorConfig(latent_channels=0),
-    "non_local_channels": lambda: ImageGeneratorConfig(non_local_channels=0),
-    "unknown kernel generator 'unet'": lambda: KernelGeneratorConfig(name="unet"),
-    "latent_size": lambda: KernelGeneratorConfig(latent_size=0),
+    "num_scales": lambda: SkipNetConfig(num_scales=0),
+    "channels": lambda: SkipNetConfig(channels=0),
+    "skip_channels": lambda: SkipNetConfig(skip_channels=-1),
+    "latent_channels": lambda: SkipNetConfig(latent_channels=0),
+    "non_local_channels": lambda: SkipNetConfig(non_local_channels=0),
+    "num_levels": lambda: UNetConfig(num_levels=1),
+    "hidden_sizes": lambda: KernelMlpConfig(hidden_sizes=(0,)),
+    "latent_size": lambda: KernelMlpConfig(latent_size=0),
     "start must be 0 or more": lambda: LossInterval(-1, MSE),
     "at least one term": lambda: LossInterval(0, ()),
     "unknown loss term 'ssim'": lambda: LossInterval(0, (("ssim", 1.0),)),
@@ -33,6 +35,15 @@ REFUSED = {
     "got starts []": lambda: FitConfig(loss_intervals=()),
     "got starts [5]": lambda: FitConfig(loss_intervals=(LossInterval(5, MSE),)),
     "got starts [0, 9, 9]": lambda: FitConfig(loss_intervals=tuple(LossInterval(start, MSE) for start in (0, 9, 9))),
+    "a term stands twice": lambda: LossInterval(0, (("mse", 1.0), ("mse", 2.0))),
+    "num_samples": lambda: FitConfig(num_samples=0),
+    "dropout_rate must start at step 0": lambda: FitConfig(dropout_rate=((3, 0.1),)),
+    "dropout_rate: values out of range": lambda: FitConfig(dropout_rate=((0, 1.0),)),
+    "input_noise_std: values out of range": lambda: FitConfig(input_noise_std=((0, -0.1),)),
+    "need a convolutional kernel generator": lambda: FitConfig(kernel_dropout_rate=((0, 0.1),)),
+    "update 'sequential' needs a kernel generator": lambda: FitConfig(kernel_generator=None, update="sequential"),
+    "num_posterior_samples=4 cannot be used": lambda: Config(num_posterior_samples=4),
+    "num_posterior_samples=1 cannot be used": lambda: Config(fit=FitConfig(), num_posterior_samples=1),
     "decay_steps must increase": lambda: FitConfig(decay_steps=(200, 100)),
     "at least one gradient weight": lambda: InitialiserConfig(gradient_weights=()),
     "weights must be positive": lambda: InitialiserConfig(gradient_weights=(1e-3, 0.0)),
@@ -67,6 +78,32 @@ def test_configs_are_values():
         one.kernel_size = 3
 
 
+def test_schedules_are_stretched_in_proportion():
+    fit = FitConfig(
+        num_iterations=100,
+        loss_intervals=(LossInterval(0, MSE), LossInterval(20, (("mae", 1.0),))),
+        dropout_rate=((0, 0.3), (30, 0.1)),
+        decay_steps=(40, 80),
+    )
+    longer = fit.stretched(1000)
+    assert longer.num_iterations == 1000
+    assert [interval.start for interval in longer.loss_intervals] == [0, 200]
+    assert longer.dropout_rate == ((0, 0.3), (300, 0.1))
+    assert longer.decay_steps == (400, 800)
+    assert longer.stretched(100) == fit
+    # Where changes fall on one step, the later one holds.
+    shortest = fit.stretched(1)
+    assert shortest.loss_intervals == (LossInterval(0, (("mae", 1.0),)),)
+    assert shortest.dropout_rate == ((0, 0.1),)
+
+
+def test_only_a_config_that_estimates_no_kernel_needs_one():
+    without = FitConfig(kernel_generator=None)
+    assert Config(initialiser=None, fit=without).needs_kernel
+    assert not Config(fit=without).needs_kernel
+    assert not Config(initialiser=None, fit=FitConfig()).needs_kernel
+
+
 class TestOverride:
     config = Config(name="mine", fit=FitConfig(num_iterations=100, image_learning_rate=0.5), kernel_size=9)
 
@@ -76,7 +113,7 @@ class TestOverride:
     def test_what_is_given_is_replaced_and_all_else_kept(self):
         changed = self.config.override(kernel_size=21, num_iterations=7, num_restarts=3, final="sparse")
         assert (changed.kernel_size, changed.num_restarts, changed.final) == (21, 3, "sparse")
-        assert changed.fit == dataclasses.replace(self.config.fit, num_iterations=7)
+        assert changed.fit == self.config.fit.stretched(7)
         assert (changed.name, changed.initialiser, changed.nonblind) == ("mine", self.config.initialiser, self.config.nonblind)
         assert self.config.kernel_size == 9
 

@@ -8,14 +8,14 @@ import pytest
 
 from jaxdeblur import InputError, deblur
 from jaxdeblur.classical import initialiser
-from jaxdeblur.config import Config, FitConfig, ImageGeneratorConfig, KernelGeneratorConfig, LossInterval
+from jaxdeblur.config import Config, FitConfig, KernelMlpConfig, LossInterval, SkipNetConfig
 from jaxdeblur.evaluation.metrics import aligned_metrics, kernel_similarity, psnr
 from tests.scenes import NOISE_STD, QUICK, scene
 
 CLASSICAL = Config(initialiser=QUICK, kernel_size=11)
 TINY_FIT = FitConfig(
-    image_generator=ImageGeneratorConfig(num_scales=1, channels=4, skip_channels=2, latent_channels=2, non_local=False),
-    kernel_generator=KernelGeneratorConfig(hidden_sizes=(8,)),
+    image_generator=SkipNetConfig(num_scales=1, channels=4, skip_channels=2, latent_channels=2, non_local=False),
+    kernel_generator=KernelMlpConfig(hidden_sizes=(8,)),
     num_iterations=4,
     loss_intervals=(LossInterval(0, (("mse", 1.0),)),),
     chunk_size=2,

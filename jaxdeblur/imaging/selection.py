@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from jaxdeblur.errors import InputError
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff", ".webp", ".bmp")
-_RESULT_ENDINGS = ("_deblurred", "_kernel", "_preview")
+_RESULT_ENDINGS = ("_deblurred", "_kernel", "_preview", "_posterior_mean", "_uncertainty")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +47,23 @@ class Outputs:
     def preview(self) -> pathlib.Path:
         return self.folder / f"{self.stem}_preview.png"
 
-    def all(self, suffix: str) -> list[pathlib.Path]:
-        """All five, the report last, so that a report says that the rest is there."""
-        return [self.deblurred(suffix), self.kernel_picture, self.kernel_array, self.preview, self.report]
+    @property
+    def posterior_mean(self) -> pathlib.Path:
+        return self.folder / f"{self.stem}_posterior_mean.png"
+
+    @property
+    def uncertainty(self) -> pathlib.Path:
+        return self.folder / f"{self.stem}_uncertainty.png"
+
+    def all(self, suffix: str, *, posterior: bool) -> list[pathlib.Path]:
+        """Every file of a run, the report last, so that a report says that the rest is there.
+
+        Args:
+          suffix: of the sharp picture.
+          posterior: whether the posterior's two pictures are among them.
+        """
+        extra = [self.posterior_mean, self.uncertainty] if posterior else []
+        return [self.deblurred(suffix), self.kernel_picture, self.kernel_array, self.preview, *extra, self.report]
 
 
 def find_pictures(pattern: str, log: Callable[[str], None]) -> list[pathlib.Path]:

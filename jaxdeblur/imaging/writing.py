@@ -56,6 +56,13 @@ def write_picture(path: pathlib.Path, picture: Picture, restored: np.ndarray) ->
         iio.imwrite(file, samples, plugin="pillow", extension=picture.suffix, is_batch=False, **options)
 
 
+def write_grey(path: pathlib.Path, pixels: np.ndarray) -> None:
+    """Writes ``pixels [H, W]`` in [0, 1] as an 8-bit grey PNG."""
+    with path.open("wb") as file:
+        levels = np.rint(np.clip(pixels, 0.0, 1.0) * 255).astype(np.uint8)
+        iio.imwrite(file, levels, plugin="pillow", extension=".png", is_batch=False)
+
+
 def _write_tiff(path: pathlib.Path, picture: Picture, samples: np.ndarray) -> None:
     alpha_kind = "assocalpha" if picture.associated_alpha else "unassalpha"
     with path.open("wb") as file, iio.imopen(file, "w", plugin=TifffilePlugin, byteorder="<") as body:

@@ -117,15 +117,15 @@ def initial_state(program: Program, keys: jax.Array, kernel_logits: jax.Array | 
 
 
 def unflatten(program: Program, params: dict[str, jax.Array]) -> dict[str, Params]:
-    """The state's parameter vectors ``[R, P]`` as the networks' parameters, leaves with a leading axis R."""
-    trees = {}
-    for name, generator in program.generators().items():
+    """Parameter vectors ``[R, P]`` of some generators as the networks' parameters, leaves with a leading axis R."""
+    trees, generators = {}, program.generators()
+    for name, flat in params.items():
+        generator = generators[name]
         key, latent = jax.random.key(0), jax.ShapeDtypeStruct(generator.latent_shape, jnp.float32)
         shapes = jax.eval_shape(generator.module.init, key, latent)["params"]
         leaves, treedef = jax.tree.flatten(shapes)
         ends = np.cumsum([leaf.size for leaf in leaves])
-        flat, restarts = params[name], params[name].shape[0]
-        cut = [flat[:, end - leaf.size : end].reshape(restarts, *leaf.shape) for end, leaf in zip(ends, leaves, strict=True)]
+        cut = [flat[:, end - leaf.size : end].reshape(len(flat), *leaf.shape) for end, leaf in zip(ends, leaves, strict=True)]
         trees[name] = jax.tree.unflatten(treedef, cut)
     return trees
 
@@ -135,7 +135,7 @@ def _flatten(tree: Params) -> jax.Array:
     return jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(tree)], axis=1)
 
 
-def _sample(
+def sample(
     program: Program,
     name: str,
     params: Params,
@@ -178,7 +178,7 @@ def _evaluate(program: Program, name: str, params: Params, latents: jax.Array) -
     return jnp.asarray(jax.vmap(program.generators()[name].apply)(params, latents)[:, None])
 
 
-def _blurred(images: jax.Array, kernels: jax.Array) -> Estimate:
+def blurred(images: jax.Array, kernels: jax.Array) -> Estimate:
     """The forward model, for images ``[R, S, …]`` and kernels ``[R, S or 1, …]``."""
     kernels = jnp.broadcast_to(kernels, (*images.shape[:2], *kernels.shape[2:]))
     return Estimate(image=images, kernel=kernels, reblurred=blur.blur_valid(images, kernels))
@@ -189,7 +189,7 @@ def _known_kernels(observation: Observation, num_restarts: int) -> jax.Array:
     return jnp.broadcast_to(observation.kernel, (num_restarts, 1, *observation.kernel.shape))
 
 
-def _sample_keys(keys: jax.Array, step: jax.Array, samples: jax.Array) -> jax.Array:
+def sample_keys(keys: jax.Array, step: jax.Array, samples: jax.Array) -> jax.Array:
     """``[R, S]`` keys, each a function of a restart's key, the step and the sample's number alone."""
     step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
     return jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(step_keys, samples)
@@ -204,14 +204,14 @@ def train_step(
       The next state, and per restart ``[R]`` the ``loss`` before the update, the standard deviation ``image_std`` of the
       image in the blurry image's frame and the kernel's largest pixel ``kernel_peak``.
     """
-    keys = _sample_keys(state.keys, state.step, jnp.arange(program.num_samples))
+    keys = sample_keys(state.keys, state.step, jnp.arange(program.num_samples))
     params = unflatten(program, state.params)
 
-    def sample(name: str, own: Params) -> jax.Array:
-        return _sample(program, name, own, state.latents[name], keys, plan, state.step)
+    def drawn(name: str, own: Params) -> jax.Array:
+        return sample(program, name, own, state.latents[name], keys, plan, state.step)
 
     def objective(images: jax.Array, kernels: jax.Array) -> tuple[Estimate, jax.Array, jax.Array, jax.Array]:
-        estimate, pull_back = jax.vjp(_blurred, images, kernels)
+        estimate, pull_back = jax.vjp(blurred, images, kernels)
         loss, cotangent = schedules.loss_and_gradient(plan, state.step, estimate, observation)
         return estimate, loss, *pull_back(cotangent)
 
@@ -220,15 +220,15 @@ def train_step(
     def update(name: str, gradient: Params) -> None:
         new_params[name], new_opt_state[name] = _updated(program, state, plan, name, gradient)
 
-    images, pull_back_images = jax.vjp(functools.partial(sample, "image"), params["image"])
+    images, pull_back_images = jax.vjp(functools.partial(drawn, "image"), params["image"])
     if program.kernel_generator is None:
         estimate, loss, to_images, _ = objective(images, _known_kernels(observation, len(images)))
     else:
-        kernels, pull_back_kernels = jax.vjp(functools.partial(sample, "kernel"), params["kernel"])
+        kernels, pull_back_kernels = jax.vjp(functools.partial(drawn, "kernel"), params["kernel"])
         estimate, loss, to_images, to_kernels = objective(images, kernels)
         update("kernel", *pull_back_kernels(to_kernels))
         if program.update == "sequential":
-            kernels = sample("kernel", unflatten(program, {"kernel": new_params["kernel"]})["kernel"])
+            kernels = drawn("kernel", unflatten(program, {"kernel": new_params["kernel"]})["kernel"])
             _, _, to_images, _ = objective(images, kernels)
     update("image", *pull_back_images(to_images))
 
@@ -286,7 +286,7 @@ def render(program: Program, state: TrainState, observation: Observation) -> Est
         kernels = _known_kernels(observation, len(images))
     else:
         kernels = _evaluate(program, "kernel", params["kernel"], state.latents["kernel"])
-    return jax.tree.map(lambda field: field[:, 0], _blurred(images, kernels))
+    return jax.tree.map(lambda field: field[:, 0], blurred(images, kernels))
 
 
 @functools.partial(jax.jit, static_argnames="program")
@@ -311,8 +311,8 @@ def posterior(
     def body(index: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         mean, squares = carry
         # The number of the step to come: no step that was taken has had these keys.
-        keys = _sample_keys(state.keys, state.step, index[None])
-        image = _sample(program, "image", params, latents, keys, plan, state.step - 1)[:, 0]
+        keys = sample_keys(state.keys, state.step, index[None])
+        image = sample(program, "image", params, latents, keys, plan, state.step - 1)[:, 0]
         new_mean = mean + (image - mean) / (index + 1)
         return new_mean, squares + (image - mean) * (image - new_mean)
 

@@ -1,4 +1,4 @@
-"""The kernel generators and the registry."""
+"""The generators and the registry: shapes, ranges, dropout."""
 
 import dataclasses
 
@@ -7,19 +7,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdeblur.config import ImageGeneratorConfig, KernelGeneratorConfig
+from jaxdeblur.config import KernelLogitsConfig, KernelMlpConfig, SkipNetConfig, UNetConfig
 from jaxdeblur.errors import InputError
 from jaxdeblur.networks import kernel_mlp, registry
+from jaxdeblur.networks.blocks import Dropout
 
 # Of a kind whose programs compile several times faster than the default's.
 PARAMS_KEY = jax.random.key(1, impl="unsafe_rbg")
+SKIP = SkipNetConfig(num_scales=2, channels=4, skip_channels=2)
+UNET = UNetConfig(num_levels=3, channels=4)
 
 
-@pytest.mark.parametrize("name", ["mlp", "logits"])
-def test_kernels_are_distributions(name):
-    generator = registry.kernel_generator(KernelGeneratorConfig(name=name), (5, 7))
+def _start(generator):
     latent = generator.draw_latent(jax.random.key(0))
-    kernel = generator.module.apply(jax.jit(generator.module.init)(PARAMS_KEY, latent), latent)
+    return jax.jit(generator.module.init)(PARAMS_KEY, latent)["params"], latent
+
+
+@pytest.mark.parametrize("config", [KernelMlpConfig(), KernelLogitsConfig(), SKIP, UNET], ids=lambda config: config.name)
+def test_kernels_are_distributions(config):
+    generator = registry.kernel_generator(config, (5, 7))
+    params, latent = _start(generator)
+    kernel = generator.apply(params, latent)
     assert kernel.shape == (5, 7)
     assert float(kernel.min()) > 0
     np.testing.assert_allclose(kernel.sum(), 1.0, rtol=1e-6)
@@ -33,38 +41,122 @@ def test_logits_give_the_kernel_back():
     np.testing.assert_allclose(restored, kernel, atol=1e-4)
 
 
-def test_image_generator_keeps_the_shape_and_range():
-    config = ImageGeneratorConfig(num_scales=2, channels=4, skip_channels=2)
+@pytest.mark.parametrize("config", [SKIP, UNET], ids=lambda config: config.name)
+def test_image_generators_keep_the_shape_and_range(config):
     generator = registry.image_generator(config, (33, 38))
-    latent = generator.draw_latent(jax.random.key(0))
+    params, latent = _start(generator)
     assert float(latent.min()) >= 0
     assert float(latent.max()) <= config.latent_scale
-    image = jax.jit(generator.module.apply)(jax.jit(generator.module.init)(PARAMS_KEY, latent), latent)
-    assert image.shape == (33, 38, 1)
+    image = jax.jit(generator.apply)(params, latent)
+    assert image.shape == (33, 38)
     assert float(image.min()) > 0
     assert float(image.max()) < 1
 
 
-def test_non_local_blocks_say_nothing_at_first():
-    with_blocks = ImageGeneratorConfig(num_scales=3, channels=4, skip_channels=2, non_local_channels=2)
-    generator = registry.image_generator(with_blocks, (20, 20))
-    latent = generator.draw_latent(jax.random.key(0))
-    params = jax.jit(generator.module.init)(PARAMS_KEY, latent)
-    without = registry.image_generator(dataclasses.replace(with_blocks, non_local=False), (20, 20))
-    rest = {name: value for name, value in params["params"].items() if "non_local" not in name}
-    np.testing.assert_allclose(
-        jax.jit(generator.module.apply)(params, latent),
-        jax.jit(without.module.apply)({"params": rest}, latent),
-        atol=1e-6,
+def _halvings(shape, count):
+    sizes = [shape]
+    for _ in range(count):
+        sizes.append(tuple(-(-side // 2) for side in sizes[-1]))
+    return sizes
+
+
+@pytest.mark.parametrize("shape", [(271, 271), (271, 300), (285, 316)])
+@pytest.mark.parametrize("config", [SkipNetConfig(), UNetConfig()], ids=lambda config: config.name)
+def test_every_layer_has_the_shape_of_its_scale(config, shape):
+    """Odd sides are rounded up at every halving and cut back on the way up."""
+    generator = registry.image_generator(config, shape)
+    latent = jax.ShapeDtypeStruct(generator.latent_shape, jnp.float32)
+    variables = jax.eval_shape(generator.module.init, PARAMS_KEY, latent)
+    image, state = jax.eval_shape(
+        lambda variables, latent: generator.module.apply(variables, latent, capture_intermediates=True), variables, latent
     )
+    assert image.shape == shape
+    found = {name: value["__call__"][0].shape for name, value in state["intermediates"].items() if isinstance(value, dict)}
+    channels = config.channels
+    if isinstance(config, SkipNetConfig):
+        sizes = _halvings(shape, config.num_scales)
+        for scale in range(config.num_scales):
+            here, below = sizes[scale], sizes[scale + 1]
+            assert found[f"scale{scale}_skip_norm"] == (*here, config.skip_channels)
+            assert found[f"scale{scale}_down_norm"] == found[f"scale{scale}_deep_norm"] == (*below, channels)
+            assert found[f"scale{scale}_up_norm"] == found[f"scale{scale}_mix_norm"] == (*here, channels)
+    else:
+        sizes = _halvings(shape, config.num_levels - 1)
+        for level, size in enumerate(sizes):
+            assert found[f"encode{level}_norm"] == (*size, channels)
+        for level, size in enumerate(sizes[:-1]):
+            assert found[f"decode{level}_norm"] == (*size, channels)
+            assert found[f"dropout{level}"] == (*sizes[level + 1], channels)
 
 
-def test_too_small_an_image_is_refused():
+@pytest.mark.parametrize("size", [5, 11, 13, 17, 27, 75])
+def test_convolutional_kernel_generators_serve_every_kernel_size(size):
+    generator = registry.kernel_generator(UNetConfig(num_levels=4, channels=4), (size, size))
+    params, latent = _start(generator)
+    kernel = generator.apply(params, latent)
+    assert kernel.shape == (size, size)
+    assert bool(jnp.isfinite(kernel).all())
+
+
+def _count(generator):
+    latent = jax.ShapeDtypeStruct(generator.latent_shape, jnp.float32)
+    return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(generator.module.init, PARAMS_KEY, latent)))
+
+
+def test_numbers_of_parameters():
+    """SelfDeblur's is the public code's. The Monte-Carlo paper counts 2.65 million for its two nets and lists no layers."""
+    assert _count(registry.image_generator(SkipNetConfig(), (271, 271))) == 2_365_521
+    assert _count(registry.kernel_generator(KernelMlpConfig(), (17, 17))) == 200 * 1000 + 1000 + 1000 * 289 + 289
+    image = _count(registry.image_generator(UNetConfig(), (271, 271)))
+    kernel = _count(registry.kernel_generator(UNetConfig(num_levels=4, channels=64), (17, 17)))
+    assert (image, kernel) == (2_225_409, 337_793)
+    assert image + kernel == pytest.approx(2.65e6, rel=0.04)
+
+
+@pytest.mark.parametrize("rate", [0.001, 0.3, 0.5])
+def test_dropout_drops_at_its_rate_and_keeps_the_mean(rate):
+    dropped = Dropout().apply({}, jnp.ones((100, 100, 8)), rate, rngs={"dropout": jax.random.key(0)})
+    share = float(jnp.mean(dropped == 0))
+    assert share == pytest.approx(rate, abs=4 * (rate * (1 - rate) / 80_000) ** 0.5)
+    np.testing.assert_allclose(dropped[dropped != 0], 1 / (1 - rate), rtol=1e-6)
+
+
+@pytest.mark.parametrize("config", [SKIP, UNET], ids=lambda config: config.name)
+def test_dropout_depends_on_its_key_and_is_absent_at_evaluation(config):
+    generator = registry.image_generator(config, (20, 21))
+    params, latent = _start(generator)
+    apply = jax.jit(generator.apply)
+    first, again, other = (
+        apply(params, latent, dropout_rate=jnp.float32(0.5), dropout_key=jax.random.key(seed)) for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first, other, atol=1e-4)
+    plain = apply(params, latent)
+    np.testing.assert_allclose(
+        apply(params, latent, dropout_rate=jnp.float32(0.0), dropout_key=jax.random.key(0)), plain, atol=1e-6
+    )
+    assert not np.allclose(first, plain, atol=1e-4)
+
+
+def test_non_local_blocks_say_nothing_at_first():
+    with_blocks = SkipNetConfig(num_scales=3, channels=4, skip_channels=2, non_local_channels=2)
+    generator = registry.image_generator(with_blocks, (20, 20))
+    params, latent = _start(generator)
+    without = registry.image_generator(dataclasses.replace(with_blocks, non_local=False), (20, 20))
+    rest = {name: value for name, value in params.items() if "non_local" not in name}
+    np.testing.assert_allclose(jax.jit(generator.apply)(params, latent), jax.jit(without.apply)(rest, latent), atol=1e-6)
+
+
+def test_too_small_an_image_or_kernel_is_refused():
     with pytest.raises(InputError, match="fewer scales"):
-        registry.image_generator(ImageGeneratorConfig(), (32, 100))
+        registry.image_generator(SkipNetConfig(), (32, 100))
+    with pytest.raises(InputError, match="fewer scales"):
+        registry.kernel_generator(UNetConfig(num_levels=4), (3, 3))
+    with pytest.raises(InputError, match="kernel generator halves"):
+        registry.kernel_generator(SkipNetConfig(num_scales=3), (7, 7))
 
 
 def test_latent_is_finite_everywhere():
-    generator = registry.kernel_generator(KernelGeneratorConfig(name="logits"), (3, 3))
+    generator = registry.kernel_generator(KernelLogitsConfig(), (3, 3))
     assert generator.draw_latent(jax.random.key(0)).shape == (0,)
     assert bool(jnp.all(jnp.isfinite(kernel_mlp.logits_of(jnp.eye(3) / 3))))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdeblur.config import ImageGeneratorConfig, KernelGeneratorConfig
+from jaxdeblur.config import KernelMlpConfig, SkipNetConfig, UNetConfig
 from jaxdeblur.networks import registry
 
 torch = pytest.importorskip("torch", reason="parity needs torch (the dev extra)")
@@ -41,10 +41,10 @@ def _assert_close(ours, theirs):
 )
 def test_skip_generator_agrees(shape, num_scales, non_local, slope):
     torch.manual_seed(0)
-    config = ImageGeneratorConfig(
+    config = SkipNetConfig(
         num_scales=num_scales, channels=8, skip_channels=4, non_local=non_local, non_local_channels=8, negative_slope=slope
     )
-    twin = torch_twin.SkipGenerator(config)
+    twin = torch_twin.SkipNet(config)
     _randomise(twin)
     latent = torch.rand(1, config.latent_channels, *shape)
     target = torch.rand(1, 1, *shape)
@@ -52,32 +52,32 @@ def test_skip_generator_agrees(shape, num_scales, non_local, slope):
     expected = twin.double()(latent.double())
     torch.nn.functional.mse_loss(expected, target.double()).backward()
 
-    module = registry.image_generator(config, shape).module
+    generator = registry.image_generator(config, shape)
     ours = jnp.asarray(latent.numpy()[0].transpose(1, 2, 0))
 
     def loss_and_image(params):
-        image = module.apply({"params": params}, ours)
-        return jnp.mean(jnp.square(image[..., 0] - target.numpy()[0, 0])), image
+        image = generator.apply(params, ours)
+        return jnp.mean(jnp.square(image - target.numpy()[0, 0])), image
 
     gradient, image = jax.jit(jax.grad(loss_and_image, has_aux=True))(params)
-    np.testing.assert_allclose(image[..., 0], expected.detach().numpy()[0, 0], atol=TOLERANCE)
+    np.testing.assert_allclose(image, expected.detach().numpy()[0, 0], atol=TOLERANCE)
     _assert_close(gradient, torch_twin.to_flax(twin, gradients=True))
 
 
 @pytest.mark.parametrize("hidden_sizes", [(), (1000,), (50, 60)])
 def test_kernel_mlp_agrees(hidden_sizes):
     torch.manual_seed(0)
-    config = KernelGeneratorConfig(hidden_sizes=hidden_sizes)
+    config = KernelMlpConfig(hidden_sizes=hidden_sizes)
     twin = torch_twin.KernelMlp(config, (15, 17))
     latent, weights = torch.rand(200), torch.randn(15, 17)
     expected = twin(latent)
     (expected * weights).sum().backward()
 
-    module = registry.kernel_generator(config, (15, 17)).module
+    generator = registry.kernel_generator(config, (15, 17))
     params = jax.tree.map(jnp.asarray, torch_twin.to_flax(twin))
 
     def loss(params):
-        kernel = module.apply({"params": params}, jnp.asarray(latent.numpy()))
+        kernel = generator.apply(params, jnp.asarray(latent.numpy()))
         return jnp.sum(kernel * weights.numpy()), kernel
 
     gradient, kernel = jax.grad(loss, has_aux=True)(params)
@@ -85,10 +85,55 @@ def test_kernel_mlp_agrees(hidden_sizes):
     _assert_close(gradient, torch_twin.to_flax(twin, gradients=True))
 
 
-def test_full_size_has_the_published_number_of_parameters():
-    generator = registry.image_generator(ImageGeneratorConfig(), (64, 64))
-    key, latent = jax.random.key(0), jnp.zeros(generator.latent_shape)
-    shapes = jax.eval_shape(generator.module.init, key, latent)
-    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 2_365_521
-    twin = torch_twin.SkipGenerator(ImageGeneratorConfig())
+class UNetTwin(torch.nn.Module):
+    """The U-Net in plain PyTorch."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config, parts = config, {}
+        for level in range(config.num_levels):
+            inputs = config.channels if level else config.latent_channels
+            self._add(parts, f"encode{level}", inputs, stride=2 if level else 1)
+            if level < config.num_levels - 1:
+                self._add(parts, f"decode{level}", 2 * config.channels)
+        parts["out_conv"] = torch.nn.Conv2d(config.channels, 1, 1)
+        self.parts = torch.nn.ModuleDict(parts)
+
+    def _add(self, parts, name, inputs, stride=1):
+        parts[f"{name}_conv"] = torch.nn.Conv2d(inputs, self.config.channels, 3, stride, 1, padding_mode="reflect")
+        parts[f"{name}_norm"] = torch.nn.BatchNorm2d(self.config.channels)
+
+    def _block(self, name, x):
+        x = self.parts[f"{name}_norm"](self.parts[f"{name}_conv"](x))
+        return torch.nn.functional.leaky_relu(x, self.config.negative_slope)
+
+    def forward(self, latent):
+        levels = [self._block("encode0", latent)]
+        for level in range(1, self.config.num_levels):
+            levels.append(self._block(f"encode{level}", levels[-1]))
+        x = levels.pop()
+        for level in reversed(range(self.config.num_levels - 1)):
+            joined = levels.pop()
+            x = torch.nn.functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+            x = torch.cat([joined, x[:, :, : joined.shape[2], : joined.shape[3]]], 1)
+            x = self._block(f"decode{level}", x)
+        return torch.sigmoid(self.parts["out_conv"](x))
+
+
+@pytest.mark.parametrize(("shape", "num_levels"), [((64, 67), 5), ((47, 40), 3)])
+def test_unet_agrees(shape, num_levels):
+    torch.manual_seed(0)
+    config = UNetConfig(num_levels=num_levels, channels=8)
+    twin = UNetTwin(config)
+    _randomise(twin)
+    latent = torch.rand(1, config.latent_channels, *shape)
+    params = jax.tree.map(jnp.asarray, torch_twin.to_flax(twin))
+    expected = twin.double()(latent.double()).detach().numpy()[0, 0]
+    generator = registry.image_generator(config, shape)
+    image = jax.jit(generator.apply)(params, jnp.asarray(latent.numpy()[0].transpose(1, 2, 0)))
+    np.testing.assert_allclose(image, expected, atol=TOLERANCE)
+
+
+def test_the_twin_has_the_published_number_of_parameters_too():
+    twin = torch_twin.SkipNet(SkipNetConfig())
     assert sum(parameter.numel() for parameter in twin.parameters()) == 2_365_521

@@ -7,20 +7,31 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdeblur.config import FitConfig, ImageGeneratorConfig, KernelGeneratorConfig, LossInterval
+from jaxdeblur.config import FitConfig, KernelLogitsConfig, KernelMlpConfig, LossInterval, SkipNetConfig, UNetConfig, constant
 from jaxdeblur.errors import InputError
+from jaxdeblur.losses import Observation
 from jaxdeblur.operators import blur
-from jaxdeblur.optimise import loop, restarts
+from jaxdeblur.optimise import loop, restarts, step
 from jaxdeblur.optimise.loop import fit
-from jaxdeblur.optimise.step import Observation, Program, initial_state, run_chunk, train_step
+from jaxdeblur.optimise.step import Program, initial_state, run_chunk, train_step
+from jaxdeblur.schedules import loss_and_gradient, plan
 
 SMALL = FitConfig(
-    image_generator=ImageGeneratorConfig(num_scales=1, channels=4, skip_channels=2),
-    kernel_generator=KernelGeneratorConfig(hidden_sizes=(20,)),
+    image_generator=SkipNetConfig(num_scales=1, channels=4, skip_channels=2),
+    kernel_generator=KernelMlpConfig(hidden_sizes=(20,)),
     num_iterations=7,
     loss_intervals=(LossInterval(0, (("mse", 1.0),)), LossInterval(4, (("one_minus_ssim", 1.0),))),
     decay_steps=(5,),
     chunk_size=3,
+)
+SAMPLED = dataclasses.replace(
+    SMALL,
+    image_generator=UNetConfig(num_levels=3, channels=4),
+    kernel_generator=UNetConfig(num_levels=2, channels=4),
+    loss_intervals=(LossInterval(0, (("mse", 1.0), ("kernel_energy", 1e-4))),),
+    dropout_rate=((0, 0.3), (4, 0.001)),
+    input_noise_std=((0, 0.05), (5, 0.001)),
+    update="sequential",
 )
 KERNEL_SIZE = 5
 KEY = jax.random.key(3)
@@ -93,11 +104,142 @@ def test_restarts_together_equal_single_ones(scene):
     assert np.abs(together.images[1] - together.images[0]).max() > 1e-3
 
 
+def _program(scene, config):
+    return Program.of(config, scene[0].shape, (KERNEL_SIZE, KERNEL_SIZE), kernel_known=False)
+
+
+class TestSampling:
+    def test_more_samples_are_the_mean_of_single_ones_with_the_same_keys(self, scene):
+        program, schedules, observation = _program(scene, SAMPLED), plan(SAMPLED), Observation(jnp.asarray(scene[0]))
+        state = initial_state(program, KEY[None])
+
+        @jax.jit
+        def loss_and_images(numbers):
+            keys = step.sample_keys(state.keys, state.step, numbers)
+            params = step.unflatten(program, state.params)
+
+            def drawn(name):
+                return step.sample(program, name, params[name], state.latents[name], keys, schedules, state.step)
+
+            images = drawn("image")
+            loss, _ = loss_and_gradient(schedules, state.step, step.blurred(images, drawn("kernel")), observation)
+            return loss[0], images[0]
+
+        together, images = loss_and_images(jnp.arange(4))
+        single = [loss_and_images(jnp.array([number])) for number in range(4)]
+        np.testing.assert_allclose(together, np.mean([loss for loss, _ in single]), rtol=1e-5)
+        np.testing.assert_allclose(images, np.concatenate([own for _, own in single]), atol=1e-5)
+        assert np.std([float(loss) for loss, _ in single]) > 0
+
+        four = dataclasses.replace(program, num_samples=4)
+        _, metrics = jax.jit(lambda: train_step(four, initial_state(four, KEY[None]), observation, schedules))()
+        np.testing.assert_allclose(metrics["loss"][0], together, rtol=1e-5)
+
+    def test_noise_and_dropout_follow_their_schedules_and_are_absent_at_the_end(self, scene):
+        program, schedules, observation = _program(scene, SAMPLED), plan(SAMPLED), Observation(jnp.asarray(scene[0]))
+        state = initial_state(program, KEY[None])
+
+        @jax.jit
+        def spread(number):
+            """How much samples differ at a step, all else equal."""
+            keys = step.sample_keys(state.keys, number, jnp.arange(8))
+            params = step.unflatten(program, state.params)
+            images = step.sample(program, "image", params["image"], state.latents["image"], keys, schedules, number)
+            return jnp.mean(jnp.std(images[0], axis=0))
+
+        spreads = [float(spread(number)) for number in range(7)]
+        assert min(spreads[:4]) > 1.5 * spreads[4]  # dropout falls at step 4
+        assert spreads[4] > 5 * max(spreads[5:])  # noise falls at step 5
+        assert min(spreads) > 0
+        first, second = (step.render(program, state, observation).image for _ in range(2))
+        np.testing.assert_array_equal(first, second)
+
+    def test_the_schedules_do_not_recompile(self, scene):
+        _fit(scene, SAMPLED)
+        before = run_chunk._cache_size()
+        other = dataclasses.replace(
+            SAMPLED,
+            dropout_rate=((0, 0.5), (2, 0.2)),
+            input_noise_std=((0, 0.1), (1, 0.2)),
+            image_learning_rate=3e-3,
+            loss_intervals=(LossInterval(0, (("mse", 2.0), ("kernel_energy", 0.1))),),
+            decay_steps=(3,),
+        )
+        _fit(scene, other)
+        assert run_chunk._cache_size() == before
+
+    def test_a_sampled_fit_is_reproducible_and_gives_its_posterior(self, scene):
+        first, second = (_fit(scene, SAMPLED, num_posterior_samples=5) for _ in range(2))
+        _assert_same(first, second)
+        np.testing.assert_array_equal(first.posterior_std, second.posterior_std)
+        assert first.posterior_mean.shape == first.posterior_std.shape == first.images.shape
+        assert (first.posterior_std >= 0).all()
+        assert 0 < first.posterior_std.mean() < 0.2
+        # The last step's noise and dropout are small: the mean lies close to the noise-free image, but not on it.
+        gap = np.abs(first.posterior_mean - first.images)
+        assert 0 < gap.mean() < 4 * first.posterior_std.mean()
+        assert _fit(scene, SAMPLED).posterior_std is None
+
+    def test_the_posterior_has_the_mean_and_spread_of_its_samples(self, scene):
+        program, schedules = _program(scene, SAMPLED), plan(SAMPLED)
+        state = dataclasses.replace(initial_state(program, KEY[None]), step=jnp.int32(3))
+        keys = step.sample_keys(state.keys, state.step, jnp.arange(6))
+        params = step.unflatten(program, state.params)["image"]
+        images = step.sample(program, "image", params, state.latents["image"], keys, schedules, state.step - 1)
+        mean, std = step.posterior(program, state, schedules, 6)
+        np.testing.assert_allclose(mean, images.mean(1), atol=1e-5)
+        np.testing.assert_allclose(std, images.std(1, ddof=1), atol=1e-5)
+
+    def test_randomised_kernels_differ_between_samples_and_others_do_not(self, scene):
+        random = dataclasses.replace(SAMPLED, kernel_dropout_rate=constant(0.3), kernel_input_noise_std=constant(0.05))
+        for config, number in ((SAMPLED, 1), (random, 4)):
+            program, schedules = _program(scene, config), plan(config)
+            state = initial_state(program, KEY[None])
+            keys = step.sample_keys(state.keys, state.step, jnp.arange(4))
+            params = step.unflatten(program, state.params)["kernel"]
+            kernels = step.sample(program, "kernel", params, state.latents["kernel"], keys, schedules, state.step)
+            assert kernels.shape == (1, number, KERNEL_SIZE, KERNEL_SIZE)
+            assert number == 1 or float(jnp.std(kernels, axis=1).max()) > 0
+
+    def test_sequential_updates_show_the_image_the_new_kernel(self, scene):
+        """With the kernel's rate at zero both updates agree; otherwise the image's gradient is another."""
+        observation = Observation(jnp.asarray(scene[0]))
+
+        def image_after_a_step(update, rate):
+            config = dataclasses.replace(SAMPLED, update=update, kernel_learning_rate=rate)
+            program = _program(scene, config)
+            state, _ = jax.jit(train_step, static_argnums=0)(
+                program, initial_state(program, KEY[None]), observation, plan(config)
+            )
+            return state.opt_state["image"].mu, state.params["kernel"]
+
+        same = [image_after_a_step(update, 0.0)[0] for update in ("joint", "sequential")]
+        np.testing.assert_allclose(*same, atol=1e-7)
+        joint, sequential = (image_after_a_step(update, 0.1) for update in ("joint", "sequential"))
+        np.testing.assert_allclose(joint[1], sequential[1], atol=1e-6)
+        assert np.abs(joint[0] - sequential[0]).max() > 1e-5
+
+
+def test_snapshots_are_taken_between_chunks(scene, unbroken):
+    taken = []
+    _fit(scene, snapshot=lambda *found: taken.append(found))
+    assert [number for number, _, _ in taken] == [3, 6, 7]
+    np.testing.assert_array_equal(taken[-1][1], unbroken.images[0])
+    np.testing.assert_array_equal(taken[-1][2], unbroken.kernels[0])
+
+
+def test_a_fit_without_a_kernel_generator_needs_a_kernel(scene):
+    config = dataclasses.replace(SMALL, kernel_generator=None)
+    with pytest.raises(InputError, match="given kernel only"):
+        _fit(scene, config)
+    assert set(_fit(scene, config, kernel=scene[1]).state.params) == {"image"}
+
+
 def test_a_vmapped_step_equals_single_steps(scene):
-    program = Program(SMALL, scene[0].shape, (KERNEL_SIZE, KERNEL_SIZE), kernel_known=False)
+    program = Program.of(SMALL, scene[0].shape, (KERNEL_SIZE, KERNEL_SIZE), kernel_known=False)
     observation = Observation(jnp.asarray(scene[0]))
     keys = jax.random.split(KEY, 2)
-    step = jax.jit(lambda state: train_step(program, state, observation)[1]["loss"])
+    step = jax.jit(lambda state: train_step(program, state, observation, plan(SMALL))[1]["loss"])
     together = step(initial_state(program, keys))
     alone = [step(initial_state(program, keys[r : r + 1]))[0] for r in range(2)]
     np.testing.assert_allclose(together, alone, rtol=1e-5)
@@ -148,12 +290,12 @@ def test_known_kernel_is_kept_and_the_image_fits(scene):
 
 def test_logits_start_from_the_given_kernel(scene):
     config = dataclasses.replace(
-        SMALL, num_iterations=1, kernel_generator=KernelGeneratorConfig(name="logits"), kernel_learning_rate=0.0
+        SMALL, num_iterations=1, kernel_generator=KernelLogitsConfig(), kernel_learning_rate=0.0
     )
     start = np.stack([scene[1], scene[1].T])
     result = _fit(scene, config, initial_kernel=start, num_restarts=2)
     np.testing.assert_allclose(result.kernels, start, atol=1e-3)
-    with pytest.raises(InputError, match="choose logits"):
+    with pytest.raises(InputError, match="choose KernelLogitsConfig"):
         _fit(scene, SMALL, initial_kernel=start)
     with pytest.raises(InputError, match="leave one out"):
         _fit(scene, config, initial_kernel=start, kernel=scene[1])
@@ -166,12 +308,12 @@ def test_bad_kernel_sizes_are_refused(scene, size, message):
 
 
 def test_alternating_freezes_the_other_set_bitwise(scene):
-    program = Program(
+    program = Program.of(
         dataclasses.replace(SMALL, update="alternating"), scene[0].shape, (KERNEL_SIZE, KERNEL_SIZE), kernel_known=False
     )
     observation = Observation(jnp.asarray(scene[0]))
     state = initial_state(program, KEY[None])
-    step = jax.jit(lambda state: train_step(program, state, observation)[0])
+    step = jax.jit(lambda state: train_step(program, state, observation, plan(SMALL))[0])
     for number in range(4):
         following = step(state)
         moving, frozen = ("image", "kernel") if number % 2 == 0 else ("kernel", "image")
