@@ -9,8 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdeblur.classical import hyper_laplacian as kf
+from jaxdeblur.classical import saturated as sat
 from jaxdeblur.classical import sparse as sp
 from jaxdeblur.config import NonblindConfig
+from jaxdeblur.errors import InputError
+
+# Those that restore the whole support behind a picture, with the sparse prior's weight.
+_WHOLE_SUPPORT = {"sparse": sp.sparse, "saturated": sat.saturated}
+METHODS = ("hyper_laplacian", *_WHOLE_SUPPORT)
 
 
 def restore(
@@ -27,20 +33,25 @@ def restore(
     Args:
       blurry: ``[H, W]`` or ``[H, W, C]`` in [0, 1].
       kernel: ``[h, w]``, odd sides, summing to one.
-      method: ``sparse`` or ``hyper_laplacian``.
+      method: one of :data:`METHODS`; ``saturated`` for pictures with clipped highlights.
       config: weights and the side of a tile.
       noise_std: of the picture, in [0, 1] units.
       progress: called with (tiles done, tiles in all).
 
     Returns:
       The shape of ``blurry``; not clipped.
+
+    Raises:
+      InputError: no such method.
     """
+    if method not in METHODS:
+        raise InputError(f"unknown non-blind method {method!r}: choose from {', '.join(METHODS)}")
 
     def one(tile: jax.Array) -> jax.Array:
         if method == "hyper_laplacian":
             return kf.hyper_laplacian(tile, jnp.asarray(kernel), weight=kf.weight_for_noise(noise_std))
         weight = sp.weight_for_noise(noise_std, base=config.sparse_weight)
-        whole = sp.sparse(tile, jnp.asarray(kernel), weight=weight)
+        whole = _WHOLE_SUPPORT[method](tile, jnp.asarray(kernel), weight=weight)
         (h, w), (rows, columns) = kernel.shape, tile.shape[:2]
         return whole[h // 2 : h // 2 + rows, w // 2 : w // 2 + columns]
 

@@ -2,9 +2,11 @@ import itertools
 
 import numpy as np
 import pytest
+import scipy.signal
 
 from jaxdeblur.classical import finish
 from jaxdeblur.config import NonblindConfig
+from jaxdeblur.errors import InputError
 from jaxdeblur.evaluation.metrics import psnr
 from tests.scenes import NOISE_STD, scene
 
@@ -12,9 +14,9 @@ LARGE = NonblindConfig(tile_side=1000)
 TILED = NonblindConfig(tile_side=256)
 
 
-@pytest.mark.parametrize("method", ["sparse", "hyper_laplacian"])
+@pytest.mark.parametrize("method", finish.METHODS)
 @pytest.mark.parametrize("colour", [False, True])
-def test_both_methods_restore_grey_and_colour(method, colour):
+def test_every_method_restores_grey_and_colour(method, colour):
     known = scene(colour=colour)
     found = finish.restore(known.blurry, known.kernel, method, LARGE, noise_std=NOISE_STD)
     assert found.shape == known.blurry.shape
@@ -22,7 +24,7 @@ def test_both_methods_restore_grey_and_colour(method, colour):
     assert psnr(np.clip(found, 0, 1), known.sharp) > psnr(known.blurry, known.sharp) + 7.0
 
 
-@pytest.mark.parametrize("method", ["sparse", "hyper_laplacian"])
+@pytest.mark.parametrize("method", finish.METHODS)
 def test_tiles_join_without_a_seam(method):
     known = scene(side=300)
     blurry = known.blurry[:, :128]  # three hundred pixels high: two tiles
@@ -57,3 +59,22 @@ def test_more_noise_asks_for_a_smoother_picture():
     known = scene()
     rough, smooth = (finish.restore(known.blurry, known.kernel, "sparse", LARGE, noise_std=noise) for noise in (0.0, 0.05))
     assert np.abs(np.diff(smooth)).sum() < 0.95 * np.abs(np.diff(rough)).sum()
+
+
+def test_lamps_ring_less_when_clipping_is_in_the_model():
+    known = scene()
+    radiance = known.sharp * 0.4
+    radiance[40:43, 40:43] = 8.0
+    blurry = np.clip(scipy.signal.convolve2d(radiance, known.kernel, mode="same", boundary="symm"), 0.0, 1.0).astype(np.float32)
+    sharp = np.clip(radiance, 0.0, 1.0)
+    plain, aware = (
+        np.clip(finish.restore(blurry, known.kernel, method, LARGE, noise_std=0.0), 0.0, 1.0)
+        for method in ("sparse", "saturated")
+    )
+    assert psnr(aware, sharp) > psnr(plain, sharp) + 3.0
+
+
+def test_an_unknown_method_is_refused_by_name():
+    known = scene()
+    with pytest.raises(InputError, match="'wiener': choose from hyper_laplacian, sparse, saturated"):
+        finish.restore(known.blurry, known.kernel, "wiener", LARGE, noise_std=NOISE_STD)

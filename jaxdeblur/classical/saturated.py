@@ -1,0 +1,157 @@
+"""Non-blind deconvolution of pictures with clipped highlights: night shots, lamps, reflections.
+
+A clipped pixel says only that the light was at least so much. Taken at its word it contradicts the blur model, and a linear
+deconvolution rings around every lamp. Here the sensor's response is part of the model, the sharp image may be brighter than
+white, and pixels near a clipped one that still do not fit count as outliers.
+
+After Whyte, Sivic, Zisserman, "Deblurring shaken and partially saturated images" (IJCV 2014),
+https://doi.org/10.1007/s11263-014-0727-3 (the response), and Cho, Wang, Lee, "Handling outliers in non-blind image
+deconvolution" (ICCV 2011), https://doi.org/10.1109/ICCV.2011.6126280 (the outliers), with the prior and the solver of
+:mod:`jaxdeblur.classical.sparse` in place of theirs.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax.scipy.sparse.linalg import cg
+
+from jaxdeblur.classical.compiled import reproducible_jit
+from jaxdeblur.errors import InputError
+from jaxdeblur.operators import blur, gradients
+
+# The prior of `sparse`, so that both agree where nothing is clipped.
+_OPERATORS = tuple((*pair, 1.0) for pair in gradients.FIRST_DERIVATIVES) + tuple(
+    (*pair, 0.25) for pair in gradients.SECOND_DERIVATIVES
+)
+_SMALLEST_DERIVATIVE = 0.01
+_PLAIN_REWEIGHTINGS = 4
+
+# Sharpness of the response's knee. Whyte's 50 bends it from 0.9 on; measured, 200 restores 0.3 dB better.
+_SHARPNESS = 200.0
+_INLIER_SHARE = 0.9
+_NEGATIVE_WEIGHT = 0.1
+# A pixel lends another one light if it gives it more than this share of its own: more than an FFT's rounding, less than what
+# would show of a lamp.
+_SMALLEST_SHARE = 1e-3
+# Beyond this the exponential of an outlier's residual is infinite for every purpose but float32's.
+_LARGEST_EXPONENT = 60.0
+
+
+@functools.partial(reproducible_jit, static_argnames=("exponent", "num_reweightings", "num_cg_steps"))
+def saturated(
+    blurry: jax.Array,
+    kernel: jax.Array,
+    *,
+    weight: jax.Array | float = 1e-4,
+    exponent: float = 0.8,
+    clipped_from: jax.Array | float = 0.95,
+    outlier_std: jax.Array | float = 0.06,
+    num_reweightings: int = 16,
+    num_cg_steps: int = 40,
+) -> jax.Array:
+    """Restores the sharp image behind a blurry, partly clipped one whose kernel is known.
+
+    Seeks the radiance x, from 0 to beyond 1, behind ``y = R(k * x) + n``, with the response
+
+        ``R(v) = v − log(1 + exp(a(v − 1))) / a``,  ``R'(v) = 1 / (1 + exp(a(v − 1)))``,
+
+    under :func:`jaxdeblur.classical.sparse.sparse`'s prior, by iteratively reweighted least squares: each round minimises
+    ``Σ_p w_p ((k * x − y)(p))² + weight · Σ_d c_d Σ_p v_d(p) (D_d x)(p)² + ν Σ_{x(p) < 0} x(p)²`` by conjugate gradients from
+    the last one's answer, with the weights of the last prediction ``u = k * x``:
+
+    - clipped pixels, ``w = R'(u)²`` (Gauss-Newton): none once ``u`` passes white, a full one while it falls short;
+    - pixels that share light with a clipped one, the probability of being no outlier,
+      ``w ∝ p N(u − y; σ²) / (p N(u − y; σ²) + 1 − p)``, and one for ``u = y``; what they are blurred from may not be negative;
+    - all others, ``w = 1``.
+
+    Clipped pixels are left out of the first round. A picture without any gets just what ``sparse`` makes of it. Whether a pixel
+    is clipped is asked channel by channel, so colour pictures should come as they were taken and not as luma.
+
+    Args:
+      blurry: ``[H, W]`` or ``[H, W, C]``, in [0, 1], clipped at 1.
+      kernel: ``[h, w]``, odd sides, non-negative, summing to one.
+      weight: of the prior, see :func:`jaxdeblur.classical.sparse.weight_for_noise`.
+      exponent: ``α`` of the prior, in (0, 2].
+      clipped_from: pixels this bright may be clipped ones; below 1, for what noise and compression take off them.
+      outlier_std: ``σ``, how far from the prediction a pixel near a clipped one may lie, in [0, 1] units.
+      num_reweightings: rounds after the first, where something is clipped.
+      num_cg_steps: conjugate-gradient steps of each round.
+
+    Returns:
+      The radiance ``[H+h-1, W+w-1]`` or ``[H+h-1, W+w-1, C]``, lamps well above 1; not clipped.
+
+    Raises:
+      InputError: a side of the kernel is even, or an option is out of its range.
+    """
+    chex.assert_rank(blurry, {2, 3})
+    chex.assert_rank(kernel, 2)
+    if any(side % 2 == 0 for side in kernel.shape):
+        raise InputError(f"kernel has shape {kernel.shape}; give [h, w] with odd sides")
+    if not 0.0 < exponent <= 2.0:
+        raise InputError(f"exponent must lie in (0, 2], got {exponent}")
+    if num_reweightings < 1 or num_cg_steps < 1:
+        raise InputError(f"num_reweightings and num_cg_steps must be 1 or more, got {num_reweightings} and {num_cg_steps}")
+    channels = blurry[None] if blurry.ndim == 2 else jnp.moveaxis(blurry, -1, 0)
+    start = blur.pad_to_latent(channels, (kernel.shape[0], kernel.shape[1]))
+    forward, adjoint = blur.valid_blur(kernel, (start.shape[-2], start.shape[-1]))
+
+    clipped = channels >= clipped_from
+    lighting = adjoint(clipped.astype(jnp.float32)) > _SMALLEST_SHARE
+    lit = forward(lighting.astype(jnp.float32)) > _SMALLEST_SHARE
+
+    def solve(image: jax.Array, prior: list[jax.Array], data: jax.Array, negative: jax.Array) -> jax.Array:
+        def normal(candidate: jax.Array) -> jax.Array:
+            smooth = sum(
+                transpose(factor * operator(candidate))
+                for (operator, transpose, _), factor in zip(_OPERATORS, prior, strict=True)
+            )
+            return adjoint(data * forward(candidate)) + weight * smooth + negative * candidate
+
+        return cg(normal, adjoint(data * channels), x0=image, tol=1e-5, maxiter=num_cg_steps)[0]
+
+    def prior_weights(image: jax.Array) -> list[jax.Array]:
+        sizes = [jnp.sqrt(jnp.mean(operator(image) ** 2, axis=0, keepdims=True)) for operator, _, _ in _OPERATORS]
+        return [
+            factor * jnp.maximum(size, _SMALLEST_DERIVATIVE) ** (exponent - 2.0)
+            for size, (_, _, factor) in zip(sizes, _OPERATORS, strict=True)
+        ]
+
+    def data_weights(image: jax.Array) -> jax.Array:
+        predicted = forward(image)
+        inlier = inlier_probability(predicted - channels, outlier_std)
+        return jnp.where(clipped, response_slope(predicted) ** 2, jnp.where(lit, inlier, 1.0))
+
+    def improve(_: int, image: jax.Array) -> jax.Array:
+        negative = jnp.where(lighting & (image < 0.0), _NEGATIVE_WEIGHT, 0.0)
+        return solve(image, prior_weights(image), data_weights(image), negative)
+
+    flat = [jnp.ones((1, *operator(start).shape[-2:])) for operator, _, _ in _OPERATORS]
+    first = solve(start, flat, 1.0 - clipped.astype(jnp.float32), jnp.zeros_like(start))
+    rounds = jnp.where(clipped.any(), num_reweightings, min(num_reweightings, _PLAIN_REWEIGHTINGS))
+    restored = jax.lax.fori_loop(0, rounds, improve, first)
+    return restored[0] if blurry.ndim == 2 else jnp.moveaxis(restored, 0, -1)
+
+
+def response_slope(radiance: jax.Array) -> jax.Array:
+    """``R'(v)`` of :func:`saturated`'s response, of any shape: 1 well below white, ½ there, 0 above."""
+    return jax.nn.sigmoid(_SHARPNESS * (1.0 - radiance))
+
+
+def inlier_probability(residual: jax.Array, std: jax.Array | float) -> jax.Array:
+    """Probability that a pixel with this residual follows the model, relative to one with none.
+
+    Inliers are normal with deviation ``std``, outliers uniform over [0, 1], nine pixels in ten inliers.
+
+    Args:
+      residual: prediction less observation, any shape.
+      std: positive; broadcasts against ``residual``.
+
+    Returns:
+      The shape of ``residual``: 1 for 0, falling to 0.
+    """
+    odds = (1.0 - _INLIER_SHARE) / _INLIER_SHARE * jnp.sqrt(2.0 * jnp.pi) * std
+    return (1.0 + odds) / (1.0 + odds * jnp.exp(jnp.minimum(0.5 * (residual / std) ** 2, _LARGEST_EXPONENT)))
