@@ -27,6 +27,7 @@ class Settings:
     dataset: str | None = None
     limit: int | None = None
     crop: int | None = None
+    num_iterations: int | None = None
     seed: int = 0
     preset_override: str = ""
     teacher_weights: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -170,7 +171,7 @@ def plan_entry(entry: Entry, images: Mapping[str, Sequence[Image]], settings: Se
 
 
 def _chosen(entry: Entry, images: Sequence[Image], settings: Settings) -> Sequence[Image]:
-    if entry.images and settings.dataset is None:
+    if entry.images and settings.dataset in (None, *entry.datasets):
         images = [image for image in images if image.example.name in entry.images]
         if not images:
             raise InputError(f"{entry.name} is about {', '.join(entry.images)}: add it to {settings.data_dir}")
@@ -184,6 +185,8 @@ def _planned(entry: Entry, row: Row, preset: str, image: Image, settings: Settin
         config = config.override(teacher_weights=settings.teacher_weights[teacher])
     if image.example.kernel_size is not None:
         config = config.override(kernel_size=image.example.kernel_size)
+    if settings.num_iterations is not None and config.fit is not None:
+        config = config.override(num_iterations=settings.num_iterations)
     if row.share_of_steps < 1.0 and config.fit is not None:
         steps = max(1, round(row.share_of_steps * config.fit.num_iterations))
         config = dataclasses.replace(config, fit=dataclasses.replace(config.fit, num_iterations=steps))

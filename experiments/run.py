@@ -35,6 +35,9 @@ from jaxdeblur.evaluation import protocol
 from jaxdeblur.evaluation.datasets import DATASETS
 from jaxdeblur.version import __version__
 
+# Bytes that a process takes, and those on top for each pixel that a deep prior of 128 channels is fitted to.
+_MEMORY, _FIT_MEMORY = 6e8, 3.2e4
+
 USAGE = "usage: python -m experiments.run --table=NAME --data_dir=FOLDER [flags]"
 
 
@@ -90,6 +93,7 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_enum("dataset", None, DATASETS, "Another data set than the paper's.", flag_values=values)
     integer("limit", None, "Only the first so many images of each set, and at most so many trials.", 1)
     integer("crop", None, "Only the central so many pixels a side of each image, to try something out.", 64)
+    integer("num_iterations", None, "Steps of every deep prior's fit, schedules in proportion; to try something out.", 1)
     integer("seed", 0, "Seed of the first trial.", 0)
     string("preset_override", "", "'small' for the small variant of every deep prior, or OLD=NEW; several by comma.")
     string("teacher_weights", None, "Folder of DMPHN's weights, for rows with that teacher.")
@@ -122,6 +126,7 @@ def _settings(values: flags.FlagValues) -> Settings:
         dataset=values.dataset,
         limit=values.limit,
         crop=values.crop,
+        num_iterations=values.num_iterations,
         seed=values.seed,
         preset_override=values.preset_override,
         teacher_weights={teacher: path for teacher, path in weights.items() if path},
@@ -195,7 +200,7 @@ def _hand_out(runs: Sequence[Run], store: Store, settings: Settings, tell: Calla
     outcomes = map_tasks(
         job.run_task,
         (_task(run, store, settings) for run in runs),
-        workers=settings.workers or _default_workers(),
+        workers=settings.workers or _default_workers(runs, settings.ray),
         ray_address=settings.ray,
         num_gpus=settings.gpus_per_task,
     )
@@ -234,13 +239,25 @@ def _description(run: Run) -> dict[str, Any]:
     }
 
 
-def _default_workers() -> int:
-    """Processes side by side: one where an accelerator does the work, and on few cores, which one process keeps busy."""
+def _default_workers(runs: Iterable[Run], ray: str | None) -> int:
+    """One process where an accelerator does the work; else one for every two cores, as far as the memory goes.
+
+    A single process keeps nearly two cores busy: kernels are guessed, and convolutions computed, on all there are, but what
+    lies between uses one.
+    """
+    cores = os.cpu_count() or 1
+    if ray is not None:
+        return cores  # of a cluster on this machine; its tasks are not told how many threads to use either
     import jax
 
     if jax.default_backend() != "cpu":
         return 1
-    return max(1, (os.cpu_count() or 1) // 2)
+    needed = max(_MEMORY + math.prod(run.image.shape) * (_FIT_MEMORY if run.config.fit else 0) for run in runs)
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError):  # a system that does not tell
+        return 1
+    return max(1, min(cores // 2, int(0.8 * memory / needed)))
 
 
 class _Clock:
@@ -332,12 +349,14 @@ def _score(values: Mapping[str, float]) -> protocol.Score:
 def _conditions(plan: Plan, settings: Settings) -> list[str]:
     """What differs from the published experiment, for the reader of the table."""
     lines = []
-    if settings.dataset is not None:
+    if settings.dataset not in (None, *plan.entry.datasets):
         lines.append(f"Ours is on another data set ({settings.dataset}) than the published figures.")
     if settings.limit is not None:
         lines.append(f"Ours is over the first {settings.limit} images (and trials) only (--limit).")
     if settings.crop is not None:
         lines.append(f"Ours is on the central {settings.crop} pixels a side only (--crop).")
+    if settings.num_iterations is not None:
+        lines.append(f"Deep priors were fitted for {settings.num_iterations} steps only (--num_iterations).")
     if settings.preset_override:
         lines.append(f"Presets were replaced: --preset_override={settings.preset_override}.")
     if not plan.rows:

@@ -24,13 +24,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 from experiments.store import write_text
 from jaxdeblur import runtime
 
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", "scaling", "folder for the table and the picture")
 _QUICK = flags.DEFINE_bool("quick", False, "only the smaller points")
+_ONLY = flags.DEFINE_list("only", [], "only series whose titles hold one of these, such as 'fast: side,restarts'")
 _CLASSICAL = flags.DEFINE_string("classical", "fast", "preset without a deep prior")
 _DEEP = flags.DEFINE_string("deep", "selfdeblur_small", "preset with a deep prior")
 _STEPS = flags.DEFINE_integer("steps", 10, "steps of the deep prior's fit", lower_bound=1)
@@ -216,6 +217,7 @@ def main(argv: list[str]) -> None:
     """Measures all points, one after the other, and writes ``scaling.json``, ``scaling.md`` and ``scaling.png``."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}: everything is a flag")
+    logging.set_verbosity(logging.WARNING)
     if _POINT.value is not None:
         print(json.dumps(measure(Point(**json.loads(_POINT.value)), _STEPS.value)))
         return
@@ -223,7 +225,10 @@ def main(argv: list[str]) -> None:
     folder = pathlib.Path(_OUTPUT_DIR.value)
     found: list[tuple[Series, list[dict[str, float] | None]]] = []
     record: list[dict[str, Any]] = []
-    for series in all_series(_CLASSICAL.value, _DEEP.value, quick=_QUICK.value):
+    wanted = all_series(_CLASSICAL.value, _DEEP.value, quick=_QUICK.value)
+    if _ONLY.value:
+        wanted = [series for series in wanted if any(word in series.title for word in _ONLY.value)]
+    for series in wanted:
         found.append((series, []))
         for point in series.points:
             figures = _in_a_process(point, environment)

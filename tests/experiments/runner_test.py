@@ -283,12 +283,12 @@ def test_overrides_and_stages(data, tmp_path):
             Row("trials", preset="selfdeblur", trials=3, final="sparse"),
         ),
     )
-    settings = settings_for(data, tmp_path, preset_override="small", limit=2)
+    settings = settings_for(data, tmp_path, preset_override="small", limit=2, num_iterations=100)
     rows = plan_entry(entry, find_images([entry], settings), settings).rows
-    whole = PRESETS["mc_small"].fit
+    whole = PRESETS["mc_small"].fit.stretched(100)
     short = rows["short"][0].config
     assert short.num_posterior_samples == 3
-    assert short.fit == dataclasses.replace(whole, num_iterations=round(0.1 * whole.num_iterations))
+    assert short.fit == dataclasses.replace(whole, num_iterations=10)
     assert short.kernel_size == 7
     assert [one.seed for one in rows["trials"]] == [0, 1, 0, 1]
     assert {one.base.config.name for one in rows["trials"]} == {"selfdeblur_small"}
@@ -357,6 +357,16 @@ def test_a_crop_is_the_middle_of_both_pictures(data):
     whole, part = job.load_example(image.example, None), job.load_example(image.example, 40)
     np.testing.assert_array_equal(part.load()[0], whole.load()[0][12:52, 12:52])
     np.testing.assert_array_equal(next(iter(part.load_truths())), whole.load()[1][12:52, 12:52])
+
+
+def test_a_ray_cluster_gives_the_same_table(tiny, data, tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed (extra 'cluster')")
+    entry = dataclasses.replace(PAIR, rows=PAIR.rows[2:3])
+    for which, ray in (("here", None), ("cluster", "local")):
+        settings = dataclasses.replace(settings_for(data, tmp_path / which, ray=ray), workers=2 if ray else 1)
+        assert run.reproduce([entry], settings, say=lambda line: None) == 0
+    here, cluster = ((tmp_path / which / "pair/table.md").read_text() for which in ("here", "cluster"))
+    assert here == cluster
 
 
 KILLED = """
