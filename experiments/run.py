@@ -101,7 +101,11 @@ def define_flags() -> flags.FlagValues:
     integer("workers", None, "Processes side by side (with --ray=local: CPUs of that cluster). Default: found out.", 1)
     string("ray", None, "Address of a Ray cluster that does the work, or 'local' to start one here.")
     flags.DEFINE_float(
-        "gpus_per_task", None, "With --ray: GPUs for each image. Default: 1 if there are any.", flag_values=values
+        "gpus_per_task",
+        None,
+        "With --ray: GPUs for each image, fractions allowed. Default: 1 if any.",
+        lower_bound=0.0,
+        flag_values=values,
     )
     string("cache_dir", None, "Folder for compiled programs, or 'off' (default: a folder of the user's cache).")
     flags.DEFINE_bool("list_tables", False, "List the tables and figures and leave.", flag_values=values)

@@ -54,7 +54,7 @@ TABLES = (
         ),
         note="The settings of the paper's public code and the loss that the paper prints differ, so each has its row. "
         "Published seconds: a Titan V for SelfDeblur and SRN, a 3.3 GHz CPU for the others, kernel only; ours, all of a run. "
-        "Error ratios are those of spectral norms, as in the script behind the published ones; images.csv has those of norms too.",
+        "Error ratios are of spectral norms, as in the script behind the published ones; images.csv has those of norms too.",
     ),
     Entry(
         name="selfdeblur_table4",
