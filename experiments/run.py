@@ -32,7 +32,7 @@ from jaxdeblur import runtime
 from jaxdeblur.cluster import map_tasks
 from jaxdeblur.errors import InputError
 from jaxdeblur.evaluation import protocol
-from jaxdeblur.evaluation.datasets import DATASETS
+from jaxdeblur.evaluation.datasets import DATASETS, LAYOUTS
 from jaxdeblur.version import __version__
 
 # Bytes that a process takes, and those on top for each pixel that a deep prior of 128 channels is fitted to.
@@ -249,19 +249,17 @@ def _default_workers(runs: Iterable[Run], ray: str | None) -> int:
     A single process keeps nearly two cores busy: kernels are guessed, and convolutions computed, on all there are, but what
     lies between uses one.
     """
-    cores = os.cpu_count() or 1
-    if ray is not None:
-        return cores  # of a cluster on this machine; its tasks are not told how many threads to use either
-    import jax
+    if ray is None:  # a cluster's tasks ask for the accelerators themselves
+        import jax
 
-    if jax.default_backend() != "cpu":
-        return 1
+        if jax.default_backend() != "cpu":
+            return 1
     needed = max(_MEMORY + math.prod(run.image.shape) * (_FIT_MEMORY if run.config.fit else 0) for run in runs)
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError):  # a system that does not tell
         return 1
-    return max(1, min(cores // 2, int(0.8 * memory / needed)))
+    return max(1, min((os.cpu_count() or 1) // 2, int(0.8 * memory / needed)))
 
 
 class _Clock:
@@ -355,8 +353,14 @@ def _conditions(plan: Plan, settings: Settings) -> list[str]:
     lines = []
     if settings.dataset not in (None, *plan.entry.datasets):
         lines.append(f"Ours is on another data set ({settings.dataset}) than the published figures.")
-    if settings.limit is not None:
-        lines.append(f"Ours is over the first {settings.limit} images (and trials) only (--limit).")
+    used = {run.image for runs in plan.rows.values() for run in runs}
+    for dataset in sorted({image.dataset for image in used} & set(LAYOUTS)):
+        layout, count = LAYOUTS[dataset], sum(image.dataset == dataset for image in used)
+        whole = len(plan.entry.images) or len(layout.images) * len(layout.kernel_sizes)
+        if count < whole:
+            lines.append(f"Ours is over {count} of the {whole} images of {dataset}.")
+    if settings.limit is not None and any(row.trials > settings.limit for row in plan.entry.rows):
+        lines.append(f"Ours is over {settings.limit} trials only (--limit).")
     if settings.crop is not None:
         lines.append(f"Ours is on the central {settings.crop} pixels a side only (--crop).")
     if settings.num_iterations is not None:

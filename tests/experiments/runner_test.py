@@ -295,6 +295,21 @@ def test_overrides_and_stages(data, tmp_path):
     assert {(one.config.name, one.config.final) for one in rows["trials"]} == {("fast", "sparse")}
 
 
+def test_the_table_tells_what_differs_from_the_paper(data, tmp_path):
+    entry = TABLES["mc_figure10"]
+    settings = dataclasses.replace(settings_for(data, tmp_path), dataset=None, limit=2, crop=64, num_iterations=9)
+    images = find_images([PAIR], settings_for(data, tmp_path))["folder"]
+    names = {"name": entry.images[0]}
+    images = [dataclasses.replace(one, dataset="lai", example=dataclasses.replace(one.example, **names)) for one in images[:1]]
+    told = run._conditions(plan_entry(entry, {"lai": images}, settings), settings)
+    assert [any(part in line for line in told) for part in ("trials", "64 pixels", "9 steps", "another")] == [True] * 3 + [
+        False
+    ]
+    assert not any("of the" in line for line in told)
+    whole = dataclasses.replace(entry, images=())
+    assert "Ours is over 1 of the 100 images of lai." in run._conditions(plan_entry(whole, {"lai": images}, settings), settings)
+
+
 @pytest.mark.parametrize("name", ["selfdeblur_figure3", "mc_figure3", "mc_figure10", "weak_figure5"])
 def test_figures_are_drawn(data, tmp_path, monkeypatch, name):
     pytest.importorskip("matplotlib")
