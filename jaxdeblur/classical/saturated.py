@@ -136,6 +136,35 @@ def saturated(
     return restored[0] if blurry.ndim == 2 else jnp.moveaxis(restored, 0, -1)
 
 
+@reproducible_jit
+def misfit_by_clipping(
+    blurry: jax.Array, restored: jax.Array, kernel: jax.Array, *, clipped_from: jax.Array | float = 0.99
+) -> jax.Array:
+    """How badly a linear method's picture, clipped as a picture is, explains the pixels that share light with clipped ones.
+
+    Where highlights were brighter than white, a linear method needs values beyond [0, 1] to explain the blurry picture, and
+    without them fails by some hundredths; where white is just white (paper, sky), by little more than the noise.
+
+    Args:
+      blurry: ``[H, W]`` or ``[H, W, C]``, in [0, 1].
+      restored: the same shape, before it is clipped.
+      kernel: ``[h, w]``, odd sides.
+      clipped_from: pixels this bright are clipped.
+
+    Returns:
+      The root mean square of ``k * clip(restored) − blurry`` over those pixels; zero if there are none.
+    """
+    chex.assert_rank(blurry, {2, 3})
+    chex.assert_equal_shape([blurry, restored])
+    observed, candidate = (image[None] if image.ndim == 2 else jnp.moveaxis(image, -1, 0) for image in (blurry, restored))
+    forward, adjoint = blur.valid_blur(kernel, (observed.shape[-2], observed.shape[-1]))
+    observed = blur.crop_to_blurry(observed, (kernel.shape[0], kernel.shape[1]))
+    lighting = adjoint((observed >= clipped_from).astype(jnp.float32)) > _SMALLEST_SHARE
+    lit = forward(lighting.astype(jnp.float32)) > _SMALLEST_SHARE
+    errors = jnp.where(lit, forward(jnp.clip(candidate, 0.0, 1.0)) - observed, 0.0)
+    return jnp.sqrt(jnp.sum(errors**2) / jnp.maximum(lit.sum(), 1))
+
+
 def response_slope(radiance: jax.Array) -> jax.Array:
     """``R'(v)`` of :func:`saturated`'s response, of any shape: 1 well below white, ½ there, 0 above."""
     return jax.nn.sigmoid(_SHARPNESS * (1.0 - radiance))

@@ -8,7 +8,7 @@ import pytest
 import scipy.integrate
 import scipy.signal
 
-from jaxdeblur.classical.saturated import inlier_probability, response_slope, saturated
+from jaxdeblur.classical.saturated import inlier_probability, misfit_by_clipping, response_slope, saturated
 from jaxdeblur.classical.sparse import sparse, weight_for_noise
 from jaxdeblur.errors import InputError
 from jaxdeblur.evaluation.metrics import psnr
@@ -154,6 +154,25 @@ def test_another_weight_or_threshold_takes_no_new_program():
             jnp.asarray(known.blurry), jnp.asarray(known.kernel), weight=weight, clipped_from=threshold, num_reweightings=1
         )
         assert np.all(np.isfinite(whole))
+
+
+@pytest.mark.parametrize("colour", [False, True])
+def test_a_linear_picture_misfits_where_lamps_were_clipped_and_not_where_white_is_white(colour):
+    blurry, kernel, _, _ = night(colour)
+    known = scene(side=112, colour=colour)
+    for picture, low, high in ((blurry, 0.02, 1.0), (0.9 * known.blurry, 0.0, 0.0)):
+        linear = crop(sparse(jnp.asarray(picture), jnp.asarray(kernel)), kernel)
+        assert low <= float(misfit_by_clipping(jnp.asarray(picture), jnp.asarray(linear), jnp.asarray(kernel))) <= high
+
+
+def test_white_paper_is_no_lamp():
+    known = scene(side=112)
+    page = np.ones((120, 120), np.float32)
+    page[20:100:12, 15:105] = page[22:102:12, 20:95] = 0.1
+    blurry = scipy.signal.convolve2d(page, known.kernel, mode="valid").astype(np.float32)
+    linear = crop(sparse(jnp.asarray(blurry), jnp.asarray(known.kernel)), known.kernel)
+    assert np.mean(blurry >= 0.99) > 0.05
+    assert float(misfit_by_clipping(jnp.asarray(blurry), jnp.asarray(linear), jnp.asarray(known.kernel))) < 0.01
 
 
 def test_the_slope_is_that_of_a_response_that_clips_softly():
