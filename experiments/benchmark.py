@@ -1,6 +1,6 @@
 """How long a preset compiles, how long its step takes and how much memory it needs; on demand against PyTorch.
 
-    python experiments/benchmark.py --preset=selfdeblur --compare=torch
+    python -m experiments.benchmark --preset=selfdeblur --compare=torch
 
 Each side runs as its users start it: ours relaunched with huge memory pages (see jaxdeblur.runtime), PyTorch plainly, and
 PyTorch once more with huge pages. The sides are separate processes that take turns, a few steps each, so that
@@ -24,7 +24,7 @@ import numpy as np
 from absl import app, flags, logging
 
 from jaxdeblur import runtime
-from jaxdeblur.config import FitConfig
+from jaxdeblur.config import FitConfig, KernelMlpConfig, SkipNetConfig
 from jaxdeblur.presets import PRESETS
 
 _PRESET = flags.DEFINE_string("preset", "selfdeblur", "preset whose fit is timed")
@@ -88,14 +88,17 @@ def _jax_stepper() -> tuple[Callable[[], Any], float]:
 
 def _torch_stepper() -> tuple[Callable[[], Any], float]:
     """PyTorch: the same; restarts one after the other, as it has no other way."""
-    from torch_twin import Fit
+    from experiments.torch_twin import Fit
 
     config = _fit_config()
+    image, kernel = config.image_generator, config.kernel_generator
+    if not (isinstance(image, SkipNetConfig) and isinstance(kernel, KernelMlpConfig)):
+        raise app.UsageError(f"there is no PyTorch side for the networks of {_PRESET.value}: compare a SelfDeblur preset")
     size = (_KERNEL_SIZE.value, _KERNEL_SIZE.value)
     loss = config.loss_intervals[0].terms[0][0]
     rates = (config.image_learning_rate, config.kernel_learning_rate)
     fits = [
-        Fit(_blurry(), config.image_generator, config.kernel_generator, size, loss=loss, learning_rates=rates)
+        Fit(_blurry(), image, kernel, size, loss=loss, learning_rates=rates)
         for _ in range(_NUM_RESTARTS.value)
     ]
 

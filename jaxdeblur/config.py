@@ -13,8 +13,18 @@ from typing import Any, Literal, get_args
 
 from jaxdeblur.errors import InputError
 
-LossTerm = Literal["mse", "mae", "one_minus_ssim", "total_variation", "kernel_energy"]
-Final = Literal["auto", "generator", "sparse", "hyper_laplacian", "saturated"]
+LossTerm = Literal[
+    "mse",
+    "mae",
+    "one_minus_ssim",
+    "total_variation",
+    "kernel_energy",
+    "weak_mse",
+    "weak_mae",
+    "weak_one_minus_ssim",
+    "teacher_agreement",
+]
+Final = Literal["auto", "generator", "sparse", "hyper_laplacian", "saturated", "teacher"]
 Update = Literal["joint", "sequential", "alternating"]
 
 # What a JPEG's quantisation does to a blurry photograph, chosen by eye on such photographs.
@@ -25,6 +35,8 @@ SMALLEST_SIDE = 32
 
 LOSS_TERMS: tuple[str, ...] = get_args(LossTerm)
 FINALS: tuple[str, ...] = get_args(Final)
+# Terms that ask a pre-trained network.
+TEACHER_TERMS = ("weak_mse", "weak_mae", "weak_one_minus_ssim", "teacher_agreement")
 
 
 def _require(condition: bool, message: str) -> None:
@@ -72,9 +84,7 @@ class SkipNetConfig:
     negative_slope: float = 0.2
 
     def __post_init__(self) -> None:
-        _require_positive(
-            self, "skip net", "num_scales", "channels", "skip_channels", "latent_channels", "non_local_channels"
-        )
+        _require_positive(self, "skip net", "num_scales", "channels", "skip_channels", "latent_channels", "non_local_channels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,6 +186,32 @@ class LossInterval:
 
 
 @dataclasses.dataclass(frozen=True)
+class StoppingConfig:
+    """When a fit ends before its last step: once its criterion has not improved for a while. The best iterate is kept.
+
+    Attributes:
+      criterion: ``error``: the squared error of the re-blurred image (Chi). ``variance``: the moving variance of the last
+        images (ES-WMV; Wang et al., TMLR 2023).
+      patience: steps without improvement after which a restart ends (Chi's w).
+      from_step: first step (0-based) whose iterate counts.
+      window: images over which the variance is taken.
+    """
+
+    criterion: Literal["error", "variance"] = "error"
+    patience: int = 30
+    from_step: int = 1500
+    window: int = 100
+
+    def __post_init__(self) -> None:
+        _require(
+            self.criterion in ("error", "variance"), f"unknown stopping criterion {self.criterion!r}: choose error or variance"
+        )
+        _require_positive(self, "stopping", "patience")
+        _require(self.from_step >= 0, f"stopping: from_step must be 0 or more, got {self.from_step}")
+        _require(self.window >= 2, f"stopping: window must be 2 or more, got {self.window}")
+
+
+@dataclasses.dataclass(frozen=True)
 class FitConfig:
     """Fitting an untrained deep prior to one image: networks, losses, schedules.
 
@@ -198,6 +234,7 @@ class FitConfig:
       update: ``joint``: both sets of parameters by the gradient at the same point. ``sequential``: at every step the kernel's
         first, then the image's by the gradient at the new kernel. ``alternating``: the image's on even steps, the kernel's on
         odd ones.
+      stopping: when to end early; None for never.
       chunk_size: steps inside one compiled call; the host looks in between chunks.
     """
 
@@ -207,15 +244,16 @@ class FitConfig:
     loss_intervals: tuple[LossInterval, ...] = (LossInterval(0, (("mse", 1.0),)),)
     noise_tied_tv_factor: float = 0.0
     num_samples: int = 1
-    input_noise_std: Schedule = constant(0.001)
-    dropout_rate: Schedule = constant(0.0)
-    kernel_input_noise_std: Schedule = constant(0.0)
-    kernel_dropout_rate: Schedule = constant(0.0)
+    input_noise_std: Schedule = ((0, 0.001),)
+    dropout_rate: Schedule = ((0, 0.0),)
+    kernel_input_noise_std: Schedule = ((0, 0.0),)
+    kernel_dropout_rate: Schedule = ((0, 0.0),)
     image_learning_rate: float = 1e-2
     kernel_learning_rate: float = 1e-4
     decay_steps: tuple[int, ...] = (2000, 3000, 4000)
     decay_rate: float = 0.5
     update: Update = "joint"
+    stopping: StoppingConfig | None = None
     chunk_size: int = 50
 
     def __post_init__(self) -> None:
@@ -238,6 +276,11 @@ class FitConfig:
             )
         if self.kernel_generator is None:
             _require(self.update == "joint", f"update {self.update!r} needs a kernel generator; choose joint")
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a loss term asks a pre-trained network."""
+        return any(name in TEACHER_TERMS for interval in self.loss_intervals for name, _ in interval.terms)
 
     @property
     def randomises_kernel(self) -> bool:
@@ -263,6 +306,8 @@ class FitConfig:
             changes[name] = tuple({scale(start): (scale(start), value) for start, value in getattr(self, name)}.values())
         intervals = [dataclasses.replace(interval, start=scale(interval.start)) for interval in self.loss_intervals]
         changes["loss_intervals"] = tuple({interval.start: interval for interval in intervals}.values())
+        if self.stopping is not None:
+            changes["stopping"] = dataclasses.replace(self.stopping, from_step=scale(self.stopping.from_step))
         changes["decay_steps"] = tuple(sorted({scale(step) for step in self.decay_steps}))
         return dataclasses.replace(self, num_iterations=num_iterations, **changes)
 
@@ -342,6 +387,28 @@ class NonblindConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class TeacherConfig:
+    """A pre-trained deblurring network.
+
+    Attributes:
+      name: ``dmphn`` (blind) or ``dwdn`` (deconvolves with a kernel).
+      weights: file or folder of its weights; None as long as nobody has said where they are.
+      kernel_source: where ``dwdn``'s kernel comes from: the ``classical`` initialiser, or the ``current`` estimate of the fit.
+    """
+
+    name: Literal["dmphn", "dwdn"] = "dmphn"
+    weights: str | None = None
+    kernel_source: Literal["classical", "current"] = "classical"
+
+    def __post_init__(self) -> None:
+        _require(self.name in ("dmphn", "dwdn"), f"unknown teacher {self.name!r}: choose dmphn or dwdn")
+        _require(
+            self.kernel_source in ("classical", "current"),
+            f"unknown kernel_source {self.kernel_source!r}: choose classical or current",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """A whole run: *initialise → optimise → finish*.
 
@@ -351,9 +418,10 @@ class Config:
       initialiser: how the kernel is estimated classically, or None to leave that to the deep prior alone.
       fit: the deep prior to fit, or None for a classical run.
       num_restarts: independent fits of the deep prior, in one program.
-      final: where the final image comes from. ``generator``: the deep prior's image. ``sparse``, ``hyper_laplacian``: that
-        non-blind method with the estimated kernel. ``saturated``: the non-blind method for clipped highlights. ``auto``: the
-        method's own choice.
+      teacher: the pre-trained network that loss terms or the final image ask, or None.
+      final: where the final image comes from. ``generator``: the deep prior's image. ``teacher``: the pre-trained network's
+        alone. ``sparse``, ``hyper_laplacian``, ``saturated`` (for clipped highlights): that non-blind method with the estimated
+        kernel. ``auto``: the method's own choice.
       nonblind: settings of the non-blind step.
       num_posterior_samples: samples of the fitted image generator (under the noise and dropout of the last step) of which mean
         and standard deviation are taken; 0 for none.
@@ -366,6 +434,7 @@ class Config:
     initialiser: InitialiserConfig | None = InitialiserConfig()
     fit: FitConfig | None = None
     num_restarts: int = 1
+    teacher: TeacherConfig | None = None
     final: Final = "auto"
     nonblind: NonblindConfig = NonblindConfig()
     num_posterior_samples: int = 0
@@ -378,7 +447,7 @@ class Config:
         _require(self.num_restarts >= 1, f"num_restarts must be 1 or more, got {self.num_restarts}")
         _require(self.final in FINALS, f"unknown final {self.final!r}: choose from {', '.join(FINALS)}")
         _require(
-            self.initialiser is not None or self.fit is not None,
+            self.initialiser is not None or self.fit is not None or self.final == "teacher",
             f"{self.name}: nothing estimates the kernel; give an initialiser, a fit, or both",
         )
         _require(
@@ -387,12 +456,23 @@ class Config:
         )
         _require(
             self.num_posterior_samples == 0 or (self.fit is not None and self.num_posterior_samples >= 2),
-            f"{self.name}: num_posterior_samples={self.num_posterior_samples} cannot be used; give 2 or more, with a deep prior",
+            f"{self.name}: num_posterior_samples={self.num_posterior_samples} cannot be used; give 2 or more, with a fit",
+        )
+
+        _require(
+            self.teacher is not None or not (self.final == "teacher" or (self.fit is not None and self.fit.needs_teacher)),
+            f"{self.name}: a pre-trained network is asked but none is named; give a teacher",
+        )
+        _require(
+            self.final != "teacher" or self.fit is None,
+            f"{self.name}: final 'teacher' makes no use of a fit; leave the fit out",
         )
 
     @property
     def needs_kernel(self) -> bool:
         """Whether the kernel has to be given, because nothing here estimates it."""
+        if self.final == "teacher" and self.teacher is not None and self.teacher.name == "dmphn":
+            return False
         return self.initialiser is None and (self.fit is None or self.fit.kernel_generator is None)
 
     def override(
@@ -403,6 +483,8 @@ class Config:
         num_restarts: int | None = None,
         num_posterior_samples: int | None = None,
         final: Final | None = None,
+        teacher: str | None = None,
+        teacher_weights: str | None = None,
     ) -> Config:
         """A copy with the fields that are not None replaced; a fit's schedules are stretched with ``num_iterations``.
 
@@ -430,4 +512,13 @@ class Config:
             )
         if num_iterations is not None and self.fit is not None:
             changes["fit"] = self.fit.stretched(num_iterations)
+        named: dict[str, Any] = {
+            field: value for field, value in (("name", teacher), ("weights", teacher_weights)) if value is not None
+        }
+        _require(
+            not named or self.teacher is not None,
+            f"preset {self.name!r} asks no pre-trained network; choose one that does, such as weak_dmphn or dmphn",
+        )
+        if self.teacher is not None:
+            changes["teacher"] = dataclasses.replace(self.teacher, **named)
         return dataclasses.replace(self, **changes)

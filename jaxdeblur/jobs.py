@@ -23,6 +23,7 @@ from jaxdeblur.imaging.picture import Picture
 from jaxdeblur.imaging.preview import write_preview
 from jaxdeblur.imaging.reading import read_picture
 from jaxdeblur.imaging.selection import Outputs, prepare_folder, remove_if_empty
+from jaxdeblur.imaging.trace import write_trace
 from jaxdeblur.imaging.writing import staged, write_grey, write_picture
 from jaxdeblur.progress import show_progress
 from jaxdeblur.report import write_report
@@ -67,7 +68,7 @@ def run_job(path: pathlib.Path, outputs: Outputs, settings: Settings, log: Calla
         result = _deblur(path, picture, settings)
         seconds = time.perf_counter() - began
         metrics = _metrics(picture, result, settings.reference)
-        final_paths = outputs.all(picture.suffix, posterior=result.posterior_std is not None)
+        final_paths = _paths(outputs, picture, settings.config)
         _write(path, picture, final_paths, settings, result, metrics, seconds)
     finally:
         remove_if_empty(made)  # after a success they are not empty
@@ -76,6 +77,9 @@ def run_job(path: pathlib.Path, outputs: Outputs, settings: Settings, log: Calla
     if metrics is not None:
         before, after = metrics["input"], metrics["output"]
         log(f"{path}: PSNR {before['psnr']:.2f} -> {after['psnr']:.2f} dB, SSIM {before['ssim']:.4f} -> {after['ssim']:.4f}")
+    if result.stop is not None:
+        stop = result.stop
+        log(f"{path}: the fit ended early at step {stop.step}, for its {stop.criterion} was smallest at step {stop.best_step}")
     for warning in (*picture.notes, *result.warnings):
         log(f"{path}: note: {warning}")
 
@@ -94,7 +98,7 @@ def _check(path: pathlib.Path, picture: Picture, outputs: Outputs, settings: Set
             f"{path}: is {width}×{height} pixels but the reference is {other}; give the sharp version of this picture"
         )
     if not settings.overwrite:
-        for existing in outputs.all(picture.suffix, posterior=settings.config.num_posterior_samples > 0):
+        for existing in _paths(outputs, picture, settings.config):
             if existing.exists():
                 raise InputError(f"{path}: {existing} exists already; give --overwrite or another --output_dir")
 
@@ -145,6 +149,21 @@ def _metrics(picture: Picture, result: Result, reference: Picture | None) -> dic
     return {name: {"psnr": one.psnr, "ssim": one.ssim, "shift": one.shift} for name, one in found.items()}
 
 
+def _paths(outputs: Outputs, picture: Picture, config: Config) -> list[pathlib.Path]:
+    return outputs.all(picture.suffix, fitted=config.fit is not None, posterior=config.num_posterior_samples > 0)
+
+
+def _write_trace(path: pathlib.Path, result: Result) -> None:
+    stop = result.stop
+    write_trace(
+        path,
+        result.history["error"],
+        "mean squared error of the re-blurred picture",
+        best_step=None if stop is None else stop.best_step,
+        stop_step=None if stop is None else stop.step,
+    )
+
+
 def _write(
     path: pathlib.Path,
     picture: Picture,
@@ -155,14 +174,16 @@ def _write(
     seconds: float,
 ) -> None:
     try:
-        with staged(final_paths) as (deblurred, kernel_picture, kernel_array, preview, *posterior, report):
+        with staged(final_paths) as (deblurred, kernel_picture, kernel_array, preview, *more, report):
             write_picture(deblurred, picture, result.restored)
             write_kernel_picture(kernel_picture, result.kernel)
             write_kernel_array(kernel_array, result.kernel)
             write_preview(preview, picture.pixels, result.restored, result.kernel, picture.icc)
+            if settings.config.fit is not None:
+                _write_trace(more[0], result)
             if result.posterior_mean is not None and result.posterior_std is not None:
-                write_grey(posterior[0], result.posterior_mean)
-                write_grey(posterior[1], result.posterior_std / max(float(result.posterior_std.max()), 1e-6))
+                write_grey(more[1], result.posterior_mean)
+                write_grey(more[2], result.posterior_std / max(float(result.posterior_std.max()), 1e-6))
             write_report(report, _report(path, picture, final_paths, settings, result, metrics, seconds))
     except OSError as error:
         folder = final_paths[0].parent
@@ -208,6 +229,7 @@ def _report(
         "kernel_size": result.kernel_size,
         "noise_std": result.noise_std,
         "chosen": result.chosen,
+        "early_stop": result.stop,
         "posterior_std": _spread(result.posterior_std),
         "candidates": result.candidates,
         "metrics": metrics,

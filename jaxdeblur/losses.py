@@ -10,8 +10,11 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxdeblur.config import LossTerm
+from jaxdeblur.networks.teachers.teacher import Teacher
+from jaxdeblur.operators import blur
 
 SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5
@@ -25,10 +28,14 @@ class Observation:
     Attributes:
       blurry: ``[H, W]``.
       kernel: ``[h, w]`` if known, else None.
+      teacher: a pre-trained network, for the terms that ask one.
+      surrogate: ``[H, W]``, that network's restoration of the blurry image; None where it follows the kernel's estimate.
     """
 
     blurry: jax.Array
     kernel: jax.Array | None = None
+    teacher: Teacher | None = None
+    surrogate: jax.Array | None = None
 
 
 @flax.struct.dataclass
@@ -114,12 +121,50 @@ def kernel_energy(kernel: jax.Array) -> jax.Array:
     return jnp.sum(jnp.square(kernel))
 
 
+def _surrogate(estimate: Estimate, seen: Observation) -> jax.Array:
+    """The teacher's restoration of the blurry image, which no gradient changes."""
+    if seen.surrogate is not None:
+        return seen.surrogate
+    assert seen.teacher is not None
+    return lax.stop_gradient(seen.teacher.restore(seen.blurry, estimate.kernel))
+
+
+def weak(
+    distance: Callable[[jax.Array, jax.Array], jax.Array],
+) -> Callable[[Estimate, Observation], jax.Array]:
+    """The weak supervision ``E(x, x̄)``: distance of the image, in the blurry frame, to a pre-trained network's ``x̄ = T(y)``.
+
+    Source: Chi, "Weakly supervised blind image deblurring" (course report), eq. (5).
+    """
+
+    def loss(estimate: Estimate, seen: Observation) -> jax.Array:
+        image = blur.crop_to_blurry(estimate.image, (estimate.kernel.shape[0], estimate.kernel.shape[1]))
+        return distance(image, _surrogate(estimate, seen))
+
+    return loss
+
+
+def teacher_agreement(estimate: Estimate, seen: Observation) -> jax.Array:
+    """``‖T(y) − T(ŷ)‖₂ / √N`` for a pre-trained network T and the re-blurred image ŷ; gradients pass through the frozen T.
+
+    Source: the same, eq. (7); divided by the root of the number of pixels, so that its weight does not depend on the size.
+    """
+    assert seen.teacher is not None
+    again = seen.teacher.restore(estimate.reblurred, estimate.kernel)
+    # The root has no slope at zero.
+    return jnp.sqrt(mse(again, _surrogate(estimate, seen)) + 1e-12)
+
+
 _TERMS: dict[LossTerm, Callable[[Estimate, Observation], jax.Array]] = {
     "mse": lambda estimate, seen: mse(estimate.reblurred, seen.blurry),
     "mae": lambda estimate, seen: mae(estimate.reblurred, seen.blurry),
     "one_minus_ssim": lambda estimate, seen: one_minus_ssim(estimate.reblurred, seen.blurry),
     "total_variation": lambda estimate, _: total_variation(estimate.image),
     "kernel_energy": lambda estimate, _: kernel_energy(estimate.kernel),
+    "weak_mse": weak(mse),
+    "weak_mae": weak(mae),
+    "weak_one_minus_ssim": weak(one_minus_ssim),
+    "teacher_agreement": teacher_agreement,
 }
 
 

@@ -87,6 +87,8 @@ def define_flags() -> flags.FlagValues:
         flag_values=values,
     )
     flags.DEFINE_integer("seed", 0, "Seed of all randomness.", lower_bound=0, flag_values=values)
+    flags.DEFINE_enum("teacher", None, ["dmphn", "dwdn"], "Pre-trained network, in presets that ask one.", flag_values=values)
+    string("teacher_weights", None, "File or folder of that network's weights; they do not come with jaxdeblur.")
     flags.DEFINE_enum("final", None, FINALS, "How the final picture is made from the kernel.", flag_values=values)
     string("reference", None, "The sharp picture: aligned PSNR and SSIM are printed and recorded.")
     switch("overwrite", "Replace results that exist already.")
@@ -208,6 +210,8 @@ def _config(values: flags.FlagValues, saved: SavedRun | None) -> Config:
         num_restarts=values.num_restarts,
         num_posterior_samples=values.num_posterior_samples,
         final=values.final,
+        teacher=values.teacher,
+        teacher_weights=values.teacher_weights,
     )
 
 

@@ -17,8 +17,12 @@ from jaxdeblur.classical.noise import noise_std as estimate_noise_std
 from jaxdeblur.config import SMALLEST_SIDE, Config, InitialiserConfig, KernelLogitsConfig
 from jaxdeblur.errors import InputError
 from jaxdeblur.imaging.colour import luma, rgb_to_ycbcr, ycbcr_to_rgb
+from jaxdeblur.networks.teachers.teacher import Teacher
+from jaxdeblur.networks.teachers.teacher import restoration as teacher_restoration
+from jaxdeblur.networks.teachers.weights import load_teacher
 from jaxdeblur.operators.kernels import centre_kernel, pad_kernel
 from jaxdeblur.optimise.loop import FitResult, Progress, Snapshot, fit
+from jaxdeblur.optimise.restarts import Stop
 from jaxdeblur.presets import PRESETS
 
 # Pixels this bright are taken for clipped, and more than this share of them for worth a word.
@@ -54,13 +58,14 @@ class Result:
       kernel: ``[h, w]`` of a true convolution, non-negative, summing to one, its mass centred.
       candidates: the kernels that were compared.
       chosen: how the final image was made: a candidate's name and a non-blind method, or ``generator``.
-      history: per phase, a curve (the deep prior's loss at each step).
+      history: curves over the deep prior's steps: its loss (``fit``) and the squared error of the re-blurred image (``error``).
       seconds: per phase.
       noise_std: standard deviation of the input's noise that was reckoned with, in [0, 1] units.
       kernel_size: side of the support that was used.
       warnings: what the user should know, one sentence each.
       posterior_mean: mean over samples of the deep prior's grey image, ``[H, W]``; None if no samples were asked for.
       posterior_std: their standard deviation at each pixel, ``[H, W]``.
+      stop: where the deep prior's fit ended early, and why; None if it did not.
     """
 
     restored: np.ndarray
@@ -74,6 +79,7 @@ class Result:
     warnings: tuple[str, ...]
     posterior_mean: np.ndarray | None = None
     posterior_std: np.ndarray | None = None
+    stop: Stop | None = None
 
 
 def deblur(
@@ -103,9 +109,12 @@ def deblur(
     """
     if config.needs_kernel and kernel is None:
         raise InputError(f"preset {config.name!r} restores the image for a known kernel only; give the kernel")
+    teacher: Teacher | None = None
+    # Before anything that takes time: weights are what is most often not in its place.
+    weights = load_teacher(config.teacher.name, config.teacher.weights) if config.teacher is not None else {}
     clock = _Clock()
     blurry = _check_image(image)
-    grey = luma(blurry) if blurry.ndim == 3 else blurry
+    grey = _grey(blurry)
     known = None if kernel is None else _check_kernel(kernel, grey.shape)
     if config.kernel_size is not None and config.kernel_size >= min(grey.shape):
         raise InputError(
@@ -126,7 +135,7 @@ def deblur(
     shape = (config.kernel_size, config.kernel_size) if config.kernel_size is not None else None
     if known is not None:
         kernels["given"], shape = known, known.shape
-    elif shape is None or config.initialiser is not None:
+    elif config.initialiser is not None or (shape is None and config.fit is not None):
         with clock("initialise"):
             estimate = estimate_kernel(
                 grey[informative_crop(grey, initialiser.image_side)],
@@ -141,8 +150,20 @@ def deblur(
         if config.initialiser is not None:
             kernels["classical"] = estimate.kernel
 
+    if config.final == "teacher" and not kernels:
+        kernels["none"] = np.pad(np.ones((1, 1), np.float32), 1)
+        warnings.append("this network finds no kernel; the one that is written is that of no blur")
+    surrogate: np.ndarray | None = None
+    if config.teacher is not None:
+        with clock("teacher"):
+            first = next(iter(kernels.values()), None) if config.teacher.kernel_source == "classical" else None
+            teacher = Teacher(config.teacher.name, weights, None if first is None else jnp.asarray(first))
+            if not teacher.follows_estimate:
+                surrogate = teacher_restoration(teacher, blurry)
+
     fitted: FitResult | None = None
     if config.fit is not None:
+        assert shape is not None
         fixed = known if config.fit.kernel_generator is not None else next(iter(kernels.values()))
         starts_from_guess = isinstance(config.fit.kernel_generator, KernelLogitsConfig) and fixed is None
         # The whole image only where the generator's own picture is wanted: steps cost in proportion to the pixels.
@@ -156,6 +177,8 @@ def deblur(
                 kernel=fixed,
                 num_restarts=config.num_restarts,
                 initial_kernel=kernels.get("classical") if starts_from_guess else None,
+                teacher=teacher,
+                surrogate=None if surrogate is None else _grey(surrogate)[... if whole else window],
                 noise_std=noise,
                 num_posterior_samples=config.num_posterior_samples,
                 progress=progress,
@@ -173,6 +196,9 @@ def deblur(
             name = next(reversed(kernels))  # the generator's own
             chosen = "generator"
             restored = _with_luma(blurry, fitted.image)
+        elif surrogate is not None and config.final == "teacher":
+            chosen = f"{name} kernel, teacher" if name != "none" else "teacher"
+            restored = surrogate
         else:
             method = config.final if config.final in ("hyper_laplacian", "saturated") else "sparse"
             chosen = f"{name} kernel, {method}"
@@ -190,14 +216,26 @@ def deblur(
         kernel=kernels[name],
         candidates=tuple(Candidate(label, scores[label], label == name) for label in kernels),
         chosen=chosen,
-        history={} if fitted is None else {"fit": [float(loss) for loss in fitted.losses[fitted.best]]},
+        history={} if fitted is None else _curves(fitted),
         seconds=clock.seconds,
         noise_std=noise,
         kernel_size=kernels[name].shape[0],
         warnings=tuple(warnings),
         posterior_mean=None if fitted is None or fitted.posterior_mean is None else fitted.posterior_mean[fitted.best],
         posterior_std=None if fitted is None or fitted.posterior_std is None else fitted.posterior_std[fitted.best],
+        stop=None if fitted is None else fitted.statuses[fitted.best].stop,
     )
+
+
+def _curves(fitted: FitResult) -> dict[str, list[float]]:
+    """The best restart's curves, up to its last step."""
+    curves = {"fit": fitted.losses[fitted.best], "error": fitted.errors[fitted.best]}
+    taken = np.isfinite(curves["fit"])
+    return {name: [float(value) for value in curve[taken]] for name, curve in curves.items()}
+
+
+def _grey(image: np.ndarray) -> np.ndarray:
+    return luma(image) if image.ndim == 3 else image
 
 
 def _restart_warnings(fitted: FitResult) -> list[str]:

@@ -14,12 +14,15 @@ from typing import Any
 from jaxdeblur.config import (
     Config,
     FitConfig,
+    InitialiserConfig,
     KernelLogitsConfig,
     KernelMlpConfig,
     LossInterval,
     LossTerm,
     Schedule,
     SkipNetConfig,
+    StoppingConfig,
+    TeacherConfig,
     UNetConfig,
     constant,
 )
@@ -27,6 +30,7 @@ from jaxdeblur.config import (
 _SELFDEBLUR_PAPER = "Ren et al., Neural blind deconvolution using deep priors, CVPR 2020"
 _MC_PAPER = "Li, Nan & Ji, Deep image prior meets Monte-Carlo sampling, Inverse Problems 2021"
 _STAGED_PAPER = "Choi & Lee, staged losses for SelfDeblur (JSTS)"
+_WEAK_PAPER = "Chi, Weakly-supervising the deep priors for blind deconvolution (report)"
 _GPU = "a GPU; an hour or more on two CPU cores"
 _CPU = "two CPU cores"
 
@@ -82,8 +86,8 @@ def _intervals(*intervals: tuple[int, dict[LossTerm, float]]) -> tuple[LossInter
 
 # The default: classical all the way. The kernel is guessed many times coarse to fine under an L0 prior (Xu, Zheng,
 # Jia, CVPR 2013), the guesses are refined and judged by marginal likelihood (Wipf, Zhang, JMLR 2014), and the picture is
-# restored under a sparse prior (Levin et al., SIGGRAPH 2007). A deep prior is left to the other presets: where it was tried, it helped
-# some pictures and hurt others, for more seconds than all the rest on two CPU cores.
+# restored under a sparse prior (Levin et al., SIGGRAPH 2007). A deep prior is left to the other presets: where it was tried,
+# it helped some pictures and hurt others, for more seconds than all the rest on two CPU cores.
 _add("fast", Config(), "classical: L0 guesses, marginal likelihood, sparse prior", figure="34.39/.955 on Levin im1-im3 (ours)")
 
 # The same, then a narrow deep prior fitted from that kernel on. Of the two kernels the likelier one makes the final picture.
@@ -142,7 +146,11 @@ _variant(
     noise_tied_tv_factor=0.1,
 )
 _variant(
-    "selfdeblur_alternating", "selfdeblur", "image and kernel updated in turn", figure="30.53/.875 on Levin", update="alternating"
+    "selfdeblur_alternating",
+    "selfdeblur",
+    "image and kernel updated in turn",
+    figure="30.53/.875 on Levin",
+    update="alternating",
 )
 _variant(
     "selfdeblur_k_minus",
@@ -248,8 +256,8 @@ _variant(
     input_noise_std=_LARGE_NOISE,
 )
 
-# Staged losses on SelfDeblur's networks. The weights of the two priors and the second boundary are missing from our copy of the text;
-# they were chosen on reduced runs, see experiments/README.md.
+# Staged losses on SelfDeblur's networks. The weights of the two priors and the second boundary are missing from our copy of
+# the text; they were chosen on reduced runs, see experiments/README.md.
 _variant(
     "staged",
     "selfdeblur",
@@ -269,7 +277,11 @@ _SSIM: dict[LossTerm, float] = {"one_minus_ssim": 1.0}
 _variant("staged_mse", "staged", "MSE throughout", figure="31.95/.907 on Levin", loss_intervals=_intervals((0, _MSE)))
 _variant("staged_mae", "staged", "MAE throughout", figure="32.33/.914 on Levin", loss_intervals=_intervals((0, _MAE)))
 _variant(
-    "staged_ssim", "staged", "MAE, then 1 - SSIM", figure="32.77/.915 on Levin", loss_intervals=_intervals((0, _MAE), (1000, _SSIM))
+    "staged_ssim",
+    "staged",
+    "MAE, then 1 - SSIM",
+    figure="32.77/.915 on Levin",
+    loss_intervals=_intervals((0, _MAE), (1000, _SSIM)),
 )
 _variant(
     "staged_mae_ssim",
@@ -278,6 +290,65 @@ _variant(
     figure="32.85/.915 on Levin",
     loss_intervals=_intervals((0, _MAE), (1000, _MAE | _SSIM)),
 )
+
+
+# Weak supervision by a pre-trained network. Which distance the report used is not said; the absolute error is taken.
+#   python -m jaxdeblur.main --image=photo.png --preset=weak_dmphn --teacher_weights=FOLDER --kernel_size=31
+def _weak(alpha: float, beta: float = 0.0) -> tuple[LossInterval, ...]:
+    asked: dict[LossTerm, float] = {}
+    if alpha:
+        asked["weak_mae"] = alpha
+    if beta:
+        asked["teacher_agreement"] = beta
+    return _intervals((0, _MSE | asked), (1500, _SSIM | asked))
+
+
+_variant("weak_none", "selfdeblur", "without a teacher (α = 0)", paper=_WEAK_PAPER, loss_intervals=_weak(0.0))
+_DMPHN_FIGURES = ("25.20/.771", "26.11/.791", "26.92/.803", "31.07/.879", "33.89/.935")
+_DWDN_FIGURES = ("25.56/.730", "26.65/.753", "28.98/.812", "31.55/.881", "33.41/.924")
+for _network, _initialiser, _figures in (
+    (TeacherConfig("dmphn"), None, _DMPHN_FIGURES),
+    (TeacherConfig("dwdn"), InitialiserConfig(), _DWDN_FIGURES),
+):
+    _alone, *_ablations, _best = (f"{figure} on Levin" for figure in _figures)
+    _teacher = _network.name
+    _named: dict[str, Any] = {"initialiser": _initialiser, "teacher": _network}
+    _add(
+        _teacher,
+        Config(**_named, final="teacher"),
+        f"the pre-trained {_teacher.upper()} alone, no prior",
+        paper=_WEAK_PAPER,
+        figure=_alone,
+        hardware=_CPU,
+    )
+    _base = _CONFIGS["weak_none"]
+    assert _base.fit is not None
+    _add(
+        f"weak_{_teacher}",
+        dataclasses.replace(_base, **_named, fit=dataclasses.replace(_base.fit, loss_intervals=_weak(1e-3))),
+        f"weak supervision by {_teacher.upper()}, α = 0.001",
+        parent="weak_none",
+        figure=_best,
+    )
+    for _suffix, _alpha, _figure in zip(("a1", "a01", "a001"), (1.0, 0.1, 0.01), _ablations, strict=True):
+        _variant(
+            f"weak_{_teacher}_{_suffix}", f"weak_{_teacher}", f"α = {_alpha:g}", figure=_figure, loss_intervals=_weak(_alpha)
+        )
+_variant(
+    "weak_dwdn_beta",
+    "weak_dwdn",
+    "with the teacher's agreement too, β = 0.001",
+    figure="33.19/.911 on Levin",
+    loss_intervals=_weak(1e-3, 1e-3),
+)
+for _patience, _figure in ((5, "32.63/.919"), (10, "33.24/.935"), (30, "33.29/.936"), (50, "32.78/.921")):
+    _variant(
+        f"weak_dmphn_w{_patience}",
+        "weak_dmphn",
+        f"stopped after {_patience} steps without a smaller error, from step 1500 on",
+        figure=f"{_figure} on Levin",
+        stopping=StoppingConfig(patience=_patience),
+    )
 
 _SMALL_STEPS = 1000
 _SMALL_CHANNELS = 32
@@ -296,15 +367,11 @@ def small(config: Config) -> Config:
     fit = config.fit
     assert fit is not None
     fit = fit.stretched(round(fit.num_iterations * _SMALL_STEPS / 5000))
-    changes: dict[str, Any] = {"kernel_learning_rate": _SMALL_KERNEL_RATE}
-    for name in ("image_generator", "kernel_generator"):
-        network = getattr(fit, name)
-        if isinstance(network, SkipNetConfig | UNetConfig):
-            narrower: dict[str, Any] = {"channels": min(network.channels, _SMALL_CHANNELS)}
-            if isinstance(network, SkipNetConfig):
-                narrower["non_local"] = False
-            changes[name] = dataclasses.replace(network, **narrower)
-    return dataclasses.replace(config, fit=dataclasses.replace(fit, **changes))
+    narrow = dataclasses.replace(fit.image_generator, channels=_SMALL_CHANNELS)
+    if isinstance(narrow, SkipNetConfig):
+        narrow = dataclasses.replace(narrow, non_local=False)
+    fit = dataclasses.replace(fit, image_generator=narrow, kernel_learning_rate=_SMALL_KERNEL_RATE)
+    return dataclasses.replace(config, fit=fit)
 
 
 for _name, _config in list(_CONFIGS.items()):

@@ -79,16 +79,23 @@ def config_from_json(value: Any) -> Config:
       InputError: their values are out of range.
     """
     converter = cattrs.Converter(forbid_extra_keys=True)
+    networks: Any
     for networks in (ImageGeneratorConfig, KernelGeneratorConfig):
-        configure_tagged_union(networks, converter, tag_name="name", tag_generator=lambda network: network.name)
+        configure_tagged_union(networks, converter, tag_name="name", tag_generator=_network_name)
+    # The loop's last, with None beside it.
     converter.register_structure_hook(
         KernelGeneratorConfig | None,
-        lambda given, _: None if given is None else converter.structure(given, KernelGeneratorConfig),
+        lambda given, _: None if given is None else converter.structure(given, networks),
     )
     try:
         return converter.structure(value, Config)
     except cattrs.BaseValidationError as error:
         raise _root_cause(error) from None
+
+
+def _network_name(network: Any) -> str:
+    """What a network's configuration calls itself."""
+    return str(network.name)
 
 
 def _root_cause(error: BaseException) -> Exception:

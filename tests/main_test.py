@@ -173,7 +173,6 @@ class TestResults:
         assert cli("--image=photo.png", "--kernel_size=auto", "--overwrite")[0] == 0
         assert quick[1]["config"].kernel_size is None
 
-
     def test_posterior_samples_are_written_as_pictures(self, workplace, quick, cli):
         status, _, errors = cli("--image=photo.png", "--preset=mc", "--kernel_size=9", "--num_posterior_samples=4")
         assert (status, errors) == (0, [])

@@ -74,4 +74,3 @@ def test_files_that_are_no_reports_are_refused_in_one_line(tmp_path, text):
 def test_a_missing_report_is_told_of(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         read_saved_run(tmp_path / "none.json")
-

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from jaxdeblur.errors import InputError
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff", ".webp", ".bmp")
-_RESULT_ENDINGS = ("_deblurred", "_kernel", "_preview", "_posterior_mean", "_uncertainty")
+_RESULT_ENDINGS = ("_deblurred", "_kernel", "_preview", "_trace", "_posterior_mean", "_uncertainty")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,18 +52,25 @@ class Outputs:
         return self.folder / f"{self.stem}_posterior_mean.png"
 
     @property
+    def trace(self) -> pathlib.Path:
+        return self.folder / f"{self.stem}_trace.png"
+
+    @property
     def uncertainty(self) -> pathlib.Path:
         return self.folder / f"{self.stem}_uncertainty.png"
 
-    def all(self, suffix: str, *, posterior: bool) -> list[pathlib.Path]:
+    def all(self, suffix: str, *, fitted: bool, posterior: bool) -> list[pathlib.Path]:
         """Every file of a run, the report last, so that a report says that the rest is there.
 
         Args:
           suffix: of the sharp picture.
+          fitted: whether a deep prior was fitted, whose curve is drawn.
           posterior: whether the posterior's two pictures are among them.
         """
-        extra = [self.posterior_mean, self.uncertainty] if posterior else []
-        return [self.deblurred(suffix), self.kernel_picture, self.kernel_array, self.preview, *extra, self.report]
+        always = [self.deblurred(suffix), self.kernel_picture, self.kernel_array, self.preview]
+        curve = [self.trace] if fitted else []
+        samples = [self.posterior_mean, self.uncertainty] if posterior else []
+        return [*always, *curve, *samples, self.report]
 
 
 def find_pictures(pattern: str, log: Callable[[str], None]) -> list[pathlib.Path]:

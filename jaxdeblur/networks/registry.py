@@ -60,7 +60,8 @@ class Generator:
           dropout_rate: scalar; None for no dropout.
           dropout_key: typed random key of the dropout masks, where there is dropout.
         """
-        if dropout_rate is None:
+        value: Any
+        if dropout_rate is None or dropout_key is None:
             value = self.module.apply({"params": params}, latent)
         else:
             value = self.module.apply({"params": params}, latent, dropout_rate, rngs={"dropout": dropout_key})

@@ -19,11 +19,13 @@ from jaxdeblur.config import FitConfig, KernelLogitsConfig, check_kernel_size
 from jaxdeblur.errors import InputError
 from jaxdeblur.losses import Estimate, Observation
 from jaxdeblur.networks import kernel_mlp
+from jaxdeblur.networks.teachers.teacher import Teacher, restoration
 from jaxdeblur.operators import blur
 from jaxdeblur.optimise import restarts
-from jaxdeblur.optimise.restarts import RestartStatus
+from jaxdeblur.optimise.restarts import RestartStatus, Stop
 from jaxdeblur.optimise.state import TrainState, load_checkpoint, save_checkpoint
 from jaxdeblur.optimise.step import Program, initial_state, posterior, render, run_chunk
+from jaxdeblur.optimise.stopping import best_params, stops_of
 from jaxdeblur.version import __version__
 
 Progress = Callable[[str, int, int, Mapping[str, float]], None]
@@ -41,7 +43,8 @@ class FitResult:
       images: ``[R, H, W]``, cropped to the blurry image's frame, in [0, 1].
       full_images: ``[R, H+h-1, W+w-1]``, on the whole support.
       kernels: ``[R, h, w]``, each sums to 1.
-      losses: ``[R, T]``, the loss before each step; NaN after the step at which a run was given up.
+      losses: ``[R, T]``, the loss before each step; NaN after the step at which a run was given up or stopped early.
+      errors: ``[R, T]``, the mean squared error of the re-blurred image before each step.
       best: index of the best restart, judged without ground truth.
       statuses: one per restart.
       state: of all restarts after the last step.
@@ -53,6 +56,7 @@ class FitResult:
     full_images: np.ndarray
     kernels: np.ndarray
     losses: np.ndarray
+    errors: np.ndarray
     best: int
     statuses: tuple[RestartStatus, ...]
     state: TrainState
@@ -112,31 +116,35 @@ class _Task:
 
         done, saved = int(state.step), time.monotonic()
         reasons = self._collapse_reasons(history, members, done)
-        while done < self.num_iterations and not all(reasons):
+        while not self._ended(state, reasons):
             count = min(self.program.chunk_size, self.num_iterations - done)
             state, record = run_chunk(self.program, state, self.observation, self.plan, count)
-            rows = {name: value[:count] for name, value in jax.device_get(record).items()}
+            taken = int(state.step) - done
+            rows = {name: value[:taken] for name, value in jax.device_get(record).items()}
             history = {name: np.concatenate([history[name], row]) if history else row for name, row in rows.items()}
-            done += count
+            done += taken
             reasons = self._collapse_reasons(history, members, done)
-            finished = done == self.num_iterations or all(reasons)
-            if path is not None and (finished or time.monotonic() - saved >= self.checkpoint_interval):
+            if path is not None and (self._ended(state, reasons) or time.monotonic() - saved >= self.checkpoint_interval):
                 save_checkpoint(path, state, history, identity)
                 saved = time.monotonic()
             if self.progress is not None:
                 self.progress("fit", done, self.num_iterations, {"loss": float(np.min(history["loss"][-1]))})
             if self.snapshot is not None:
                 estimate = self.rendered(state)
-                self.snapshot(done, self.cropped(estimate.image)[0], estimate.kernel[0])
+                self.snapshot(done, self.cropped(estimate.image)[0], np.asarray(estimate.kernel[0]))
         return _Run(state, history, reasons)
 
-    def rendered(self, state: TrainState) -> Estimate:
-        """What all restarts have come to, on the host."""
-        return jax.device_get(render(self.program, state, self.observation))
+    def _ended(self, state: TrainState, reasons: list[str | None]) -> bool:
+        stopped = state.stopping is not None and bool(jnp.all(state.stopping.stopped))
+        return int(state.step) == self.num_iterations or stopped or all(reasons)
 
-    def cropped(self, images: np.ndarray) -> np.ndarray:
+    def rendered(self, state: TrainState) -> Estimate:
+        """What all restarts have come to."""
+        return render(self.program, state, self.observation)
+
+    def cropped(self, images: jax.Array | np.ndarray) -> np.ndarray:
         """Images ``[R, H+h-1, W+w-1]`` cut to the blurry frame, ``[R, H, W]``."""
-        return np.asarray(blur.crop_to_blurry(images, self.program.kernel_shape))
+        return np.asarray(blur.crop_to_blurry(jnp.asarray(images), self.program.kernel_shape))
 
     def _collapse_reasons(self, history: dict[str, np.ndarray], members: list[int], done: int) -> list[str | None]:
         if not history:
@@ -187,6 +195,8 @@ def fit(
     num_restarts: int = 1,
     kernel: jax.Array | np.ndarray | None = None,
     initial_kernel: jax.Array | np.ndarray | None = None,
+    teacher: Teacher | None = None,
+    surrogate: jax.Array | np.ndarray | None = None,
     noise_std: float = 0.0,
     num_posterior_samples: int = 0,
     progress: Progress | None = None,
@@ -209,6 +219,8 @@ def fit(
       num_restarts: independent runs, all in one program.
       kernel: ``[h, w]``, known and kept: only the image generator is fitted.
       initial_kernel: ``[h, w]`` or one per restart ``[R, h, w]``, where a ``logits`` kernel generator starts.
+      teacher: the pre-trained network that ``config``'s loss terms ask.
+      surrogate: ``[H, W]``, that network's restoration of the blurry image, if known beforehand (from the colours, say).
       noise_std: of the blurry image's noise, in [0, 1] units; used by ``config.noise_tied_tv_factor``.
       num_posterior_samples: samples of the fitted image generator of which mean and standard deviation are taken.
       progress: called between chunks with (phase, steps done, steps in all, metrics).
@@ -219,14 +231,17 @@ def fit(
     Raises:
       InputError: inconsistent arguments, or a checkpoint that is damaged or belongs to another run.
     """
+
+    def array(given: jax.Array | np.ndarray | None) -> jax.Array | None:
+        return None if given is None else jnp.asarray(given, jnp.float32)
+
     task = _check(
-        jnp.asarray(blurry, jnp.float32),
+        Observation(jnp.asarray(blurry, jnp.float32), array(kernel), teacher, array(surrogate)),
         config,
         key,
         (kernel_size, kernel_size) if isinstance(kernel_size, int) else (int(kernel_size[0]), int(kernel_size[1])),
         num_restarts,
-        None if kernel is None else jnp.asarray(kernel, jnp.float32),
-        None if initial_kernel is None else jnp.asarray(initial_kernel, jnp.float32),
+        array(initial_kernel),
         noise_std,
         progress,
         snapshot,
@@ -244,34 +259,44 @@ def fit(
             retried[member] = (*retried[member], reason)
         run = _merge(run, task.run(list(collapsed), attempt), list(collapsed))
 
-    estimate = task.rendered(run.state)
+    state, losses = run.state, run.history["loss"].T
+    stops: list[Stop | None] = [None] * num_restarts
+    if (stopping := state.stopping) is not None and config.stopping is not None:
+        state = dataclasses.replace(state, params=best_params(stopping, state.params))
+        stops = stops_of(stopping, config.stopping)
+        for member, stop in enumerate(stops):
+            if stop is not None:
+                losses[member, stop.step + 1 :] = np.nan
+    estimate = task.rendered(state)
     images = task.cropped(estimate.image)
-    statuses = tuple(RestartStatus(reason, past) for reason, past in zip(run.reasons, retried, strict=True))
+    statuses = tuple(
+        RestartStatus(reason, tuple(past), stop) for reason, past, stop in zip(run.reasons, retried, stops, strict=True)
+    )
     target = np.asarray(task.observation.blurry)
     mean = std = None
     if num_posterior_samples:
-        moments = jax.device_get(posterior(task.program, run.state, task.plan, num_posterior_samples))
+        moments = jax.device_get(posterior(task.program, state, task.plan, num_posterior_samples))
         mean, std = (task.cropped(moment) for moment in moments)
     return FitResult(
         images=images,
-        full_images=estimate.image,
-        kernels=estimate.kernel,
-        losses=run.history["loss"].T,
-        best=restarts.best_restart(images, estimate.reblurred, target, [status.ok for status in statuses]),
+        full_images=np.asarray(estimate.image),
+        kernels=np.asarray(estimate.kernel),
+        losses=losses,
+        errors=run.history["error"].T,
+        best=restarts.best_restart(images, np.asarray(estimate.reblurred), target, [status.ok for status in statuses]),
         statuses=statuses,
-        state=run.state,
+        state=state,
         posterior_mean=mean,
         posterior_std=std,
     )
 
 
 def _check(
-    blurry: jax.Array,
+    observation: Observation,
     config: FitConfig,
     key: jax.Array,
     kernel_shape: tuple[int, int],
     num_restarts: int,
-    kernel: jax.Array | None,
     initial_kernel: jax.Array | None,
     noise_std: float,
     progress: Progress | None,
@@ -280,6 +305,7 @@ def _check(
     checkpoint_interval: float,
 ) -> _Task:
     """Refuses inconsistent arguments of :func:`fit`, and derives what follows from them."""
+    blurry, kernel, teacher = observation.blurry, observation.kernel, observation.teacher
     chex.assert_rank(blurry, 2)
     chex.assert_scalar_positive(num_restarts)
     for side, length in zip(kernel_shape, blurry.shape, strict=True):
@@ -297,17 +323,26 @@ def _check(
             raise InputError("this kernel generator cannot start from a given kernel: choose KernelLogitsConfig")
         initial_kernel = jnp.broadcast_to(initial_kernel, (num_restarts, *kernel_shape))
 
+    if config.needs_teacher:
+        if teacher is None:
+            raise InputError("a loss term asks a pre-trained network: give a teacher, or a config without such terms")
+        if observation.surrogate is None and not teacher.follows_estimate:
+            surrogate = jnp.asarray(restoration(teacher, np.asarray(blurry)))
+            observation = dataclasses.replace(observation, surrogate=surrogate)
+        if observation.surrogate is not None:
+            chex.assert_equal_shape([observation.surrogate, blurry])
+
     plausible = restarts.delta_is_plausible(np.asarray(blurry), noise_std)
     starts_as_delta = [False] * num_restarts
     if initial_kernel is not None:
         starts_as_delta = [float(jnp.max(start)) > restarts.DELTA_PEAK for start in initial_kernel]
     parts = (__version__, config, kernel_shape, num_restarts, noise_std, jax.random.key_data(key).tolist())
     digest = hashlib.sha256(repr(parts).encode())
-    for array in (blurry, kernel, initial_kernel):
+    for array in (initial_kernel, *jax.tree.leaves(observation)):
         digest.update(b"none" if array is None else repr(array.shape).encode() + np.asarray(array).tobytes())
     return _Task(
         program=Program.of(config, (blurry.shape[0], blurry.shape[1]), kernel_shape, kernel_known=kernel is not None),
-        observation=Observation(blurry, kernel),
+        observation=observation,
         plan=schedules.plan(config, noise_std=noise_std),
         num_iterations=config.num_iterations,
         key=key,

@@ -20,16 +20,33 @@ _ERROR_WEIGHT = 0.3
 
 
 @dataclasses.dataclass(frozen=True)
+class Stop:
+    """An early end.
+
+    Attributes:
+      step: the last step taken (0-based).
+      best_step: the step whose iterate is the result.
+      criterion: what had ceased to improve: ``error`` or ``variance``.
+    """
+
+    step: int
+    best_step: int
+    criterion: str
+
+
+@dataclasses.dataclass(frozen=True)
 class RestartStatus:
     """How a restart ended.
 
     Attributes:
       collapsed: why the final attempt cannot be used (``not finite``, ``constant image``, ``delta kernel``), or None.
       retried: the reasons for which earlier attempts were thrown away.
+      stop: where it ended before its last step, or None.
     """
 
     collapsed: str | None = None
     retried: tuple[str, ...] = ()
+    stop: Stop | None = None
 
     @property
     def ok(self) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from jaxdeblur.errors import InputError
+from jaxdeblur.optimise.stopping import Stopping
 
 
 @flax.struct.dataclass
@@ -28,6 +29,7 @@ class TrainState:
       opt_state: the optimiser's, same keys as ``params``; moments have a leading axis R, counts do not.
       latents: the generators' fixed inputs, same keys as ``params``, leading axis R.
       keys: ``[R]`` typed random keys, one per restart; step t uses ``fold_in(key, t)``.
+      stopping: what decides on an early end; None if nothing does.
     """
 
     step: jax.Array
@@ -35,6 +37,7 @@ class TrainState:
     opt_state: dict[str, optax.OptState]
     latents: dict[str, jax.Array]
     keys: jax.Array
+    stopping: Stopping | None = None
 
 
 def save_checkpoint(path: Path, state: TrainState, history: dict[str, np.ndarray], identity: str) -> None:

@@ -12,17 +12,18 @@ import optax
 from jax import flatten_util, lax
 
 from jaxdeblur import schedules
-from jaxdeblur.config import FitConfig, ImageGeneratorConfig, KernelGeneratorConfig, Update
+from jaxdeblur.config import FitConfig, ImageGeneratorConfig, KernelGeneratorConfig, StoppingConfig, Update
 from jaxdeblur.losses import Estimate, Observation
 from jaxdeblur.networks import registry
 from jaxdeblur.networks.registry import Params
 from jaxdeblur.operators import blur
+from jaxdeblur.optimise import stopping as early
 from jaxdeblur.optimise.state import TrainState
 
 # In alternating updates the sets take turns in this order.
 _TURNS = ("image", "kernel")
 # What is recorded at every step, for every restart.
-METRICS = ("loss", "image_std", "kernel_peak")
+METRICS = ("loss", "error", "image_std", "kernel_peak")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Program:
       kernel_shape: ``(h, w)``.
       num_samples: S.
       update: which parameters are updated when.
+      stopping: when to end early, or None.
       chunk_size: the most steps of one call.
     """
 
@@ -45,6 +47,7 @@ class Program:
     kernel_shape: tuple[int, int]
     num_samples: int
     update: Update
+    stopping: StoppingConfig | None
     chunk_size: int
 
     @classmethod
@@ -59,6 +62,7 @@ class Program:
             kernel_shape=kernel_shape,
             num_samples=config.num_samples,
             update="joint" if kernel_known else config.update,
+            stopping=config.stopping,
             chunk_size=config.chunk_size,
         )
 
@@ -107,12 +111,17 @@ def initial_state(program: Program, keys: jax.Array, kernel_logits: jax.Array | 
     params, latents, step_keys = lax.map(draw, keys)
     if kernel_logits is not None:
         params["kernel"] = kernel_logits.reshape(len(kernel_logits), -1)
+    stopping = None
+    if program.stopping is not None:
+        shape = blur.latent_shape(program.blurry_shape, program.kernel_shape)
+        stopping = early.initial(program.stopping, params, shape)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state={name: program.tx().init(own) for name, own in params.items()},
         latents=latents,
         keys=step_keys,
+        stopping=stopping,
     )
 
 
@@ -201,8 +210,9 @@ def train_step(
     """One step of all restarts: sample, blur, compare, update.
 
     Returns:
-      The next state, and per restart ``[R]`` the ``loss`` before the update, the standard deviation ``image_std`` of the
-      image in the blurry image's frame and the kernel's largest pixel ``kernel_peak``.
+      The next state, and per restart ``[R]`` the ``loss`` before the update, the mean squared ``error`` of the re-blurred
+      image, the standard deviation ``image_std`` of the image in the blurry image's frame and the kernel's largest pixel
+      ``kernel_peak``.
     """
     keys = sample_keys(state.keys, state.step, jnp.arange(program.num_samples))
     params = unflatten(program, state.params)
@@ -235,10 +245,32 @@ def train_step(
     cropped = blur.crop_to_blurry(estimate.image, program.kernel_shape)
     metrics = {
         "loss": loss,
+        "error": jnp.mean(jnp.square(estimate.reblurred - observation.blurry), axis=(1, 2, 3)),
         "image_std": jnp.mean(jnp.std(cropped, axis=(-2, -1)), axis=1),
         "kernel_peak": jnp.max(estimate.kernel, axis=(-3, -2, -1)),
     }
-    return dataclasses.replace(state, step=state.step + 1, params=new_params, opt_state=new_opt_state), metrics
+    new = dataclasses.replace(state, step=state.step + 1, params=new_params, opt_state=new_opt_state)
+    if program.stopping is not None and state.stopping is not None:
+        new = _considered(program.stopping, state, new, estimate, metrics["error"])
+    return new, metrics
+
+
+def _considered(config: StoppingConfig, state: TrainState, new: TrainState, estimate: Estimate, error: jax.Array) -> TrainState:
+    """The state after a step, with restarts that have ended left as they were."""
+    assert state.stopping is not None
+    value, stopping = early.criterion(config, state.stopping, estimate.image[:, 0], error, state.step)
+    ended = state.stopping.stopped
+
+    def unless_ended(fresh: jax.Array, old: jax.Array) -> jax.Array:
+        # Counts of the optimiser are scalars that all restarts share, and no matter to those that have ended.
+        return fresh if fresh.ndim == 0 else jnp.where(ended.reshape(-1, *[1] * (fresh.ndim - 1)), old, fresh)
+
+    return dataclasses.replace(
+        new,
+        params=jax.tree.map(unless_ended, new.params, state.params),
+        opt_state=jax.tree.map(unless_ended, new.opt_state, state.opt_state),
+        stopping=early.advance(config, stopping, value, state.params, state.step),
+    )
 
 
 def _updated(
@@ -259,22 +291,31 @@ def _updated(
 def run_chunk(
     program: Program, state: TrainState, observation: Observation, plan: schedules.Plan, num_steps: jax.Array
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Runs ``num_steps`` (at most ``chunk_size``) steps.
+    """Runs ``num_steps`` (at most ``chunk_size``) steps, or fewer if every restart ends before.
 
     ``num_steps`` is an argument and not part of the program: the last, shorter chunk needs no compilation of its own.
 
     Returns:
-      The state, and :func:`train_step`'s metrics as ``[chunk_size, R]``, of which ``num_steps`` rows are filled.
+      The state, and :func:`train_step`'s metrics as ``[chunk_size, R]``, of which one row for each step taken is filled.
     """
     rows = (program.chunk_size, *state.keys.shape)
     empty = {name: jnp.zeros(rows, jnp.float32) for name in METRICS}
 
-    def body(index: jax.Array, carry: tuple[TrainState, dict[str, jax.Array]]) -> tuple[TrainState, dict[str, jax.Array]]:
+    first = state.step
+    Carry = tuple[TrainState, dict[str, jax.Array]]
+
+    def goes_on(carry: Carry) -> jax.Array:
+        state, _ = carry
+        more = state.step - first < num_steps
+        return more if state.stopping is None else more & ~jnp.all(state.stopping.stopped)
+
+    def body(carry: Carry) -> Carry:
         state, record = carry
+        index = state.step - first
         state, metrics = train_step(program, state, observation, plan)
         return state, jax.tree.map(lambda rows, row: rows.at[index].set(row), record, metrics)
 
-    return lax.fori_loop(0, num_steps, body, (state, empty))
+    return lax.while_loop(goes_on, body, (state, empty))
 
 
 @functools.partial(jax.jit, static_argnames="program")
@@ -290,9 +331,7 @@ def render(program: Program, state: TrainState, observation: Observation) -> Est
 
 
 @functools.partial(jax.jit, static_argnames="program")
-def posterior(
-    program: Program, state: TrainState, plan: schedules.Plan, num_samples: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def posterior(program: Program, state: TrainState, plan: schedules.Plan, num_samples: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mean and standard deviation over samples of the image, under the noise and dropout of the last step.
 
     Welford's recurrence, so that one sample at a time is in memory. Source of the idea: Li, Nan & Ji, figure 3.

@@ -289,9 +289,7 @@ def test_known_kernel_is_kept_and_the_image_fits(scene):
 
 
 def test_logits_start_from_the_given_kernel(scene):
-    config = dataclasses.replace(
-        SMALL, num_iterations=1, kernel_generator=KernelLogitsConfig(), kernel_learning_rate=0.0
-    )
+    config = dataclasses.replace(SMALL, num_iterations=1, kernel_generator=KernelLogitsConfig(), kernel_learning_rate=0.0)
     start = np.stack([scene[1], scene[1].T])
     result = _fit(scene, config, initial_kernel=start, num_restarts=2)
     np.testing.assert_allclose(result.kernels, start, atol=1e-3)
