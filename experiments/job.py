@@ -18,7 +18,7 @@ from jaxdeblur.config import Config
 from jaxdeblur.evaluation.datasets import Example
 
 # Points of a curve over the steps, beside the first one. More would cost more than the fit itself on large images.
-_CURVE_POINTS = 40
+CURVE_POINTS = 40
 # After these shares of the steps, what the generators show is kept for the figure.
 _PICTURE_SHARES = (0.02, 0.1, 0.4, 1.0)
 
@@ -159,7 +159,7 @@ def run_task(task: Task) -> dict[str, Any]:
 
 def _thinned(losses: list[float]) -> list[float]:
     """Ten times as many points as the other curves have, or all."""
-    return losses[:: max(1, len(losses) // (10 * _CURVE_POINTS))]
+    return losses[:: max(1, len(losses) // (10 * CURVE_POINTS))]
 
 
 class _Follower:
@@ -177,7 +177,7 @@ class _Follower:
     def look(self, step: int, image: np.ndarray, kernel: np.ndarray) -> None:
         """The callback of a fit: ``image`` is ``[H, W]``, ``kernel`` ``[h, w]``."""
         if step >= self._next or step >= self._steps:
-            self._next = step + self._steps / _CURVE_POINTS
+            self._next = step + self._steps / CURVE_POINTS
             self._measure(step, image, kernel)
         if self._shares and step >= self._shares[0] * self._steps:
             self._shares = [share for share in self._shares if step < share * self._steps]

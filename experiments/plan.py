@@ -148,11 +148,10 @@ def plan_entry(entry: Entry, images: Mapping[str, Sequence[Image]], settings: Se
             if name is None:
                 continue
             name = _overridden(name, overrides)
-            teacher = _teacher(name)
-            if teacher is not None and teacher not in settings.teacher_weights:
-                not_run[row.label] = f"weights of {teacher.upper()} missing"
-            elif name not in PRESETS:
+            if name not in PRESETS:
                 unknown.append(name)
+            elif (teacher := PRESETS[name].teacher) is not None and teacher.name not in settings.teacher_weights:
+                not_run[row.label] = f"weights of {teacher.name.upper()} missing"
             elif row.known_kernel and image.example.kernel is None:
                 not_run[row.label] = "no file with the true kernel"
             else:
@@ -180,9 +179,8 @@ def _chosen(entry: Entry, images: Sequence[Image], settings: Settings) -> Sequen
 
 def _planned(entry: Entry, row: Row, preset: str, image: Image, settings: Settings, seed: int) -> Run:
     config = PRESETS[preset]
-    teacher = _teacher(preset)
-    if teacher is not None:
-        config = config.override(teacher_weights=settings.teacher_weights[teacher])
+    if config.teacher is not None:
+        config = config.override(teacher_weights=settings.teacher_weights[config.teacher.name])
     if image.example.kernel_size is not None:
         config = config.override(kernel_size=image.example.kernel_size)
     if settings.num_iterations is not None and config.fit is not None:
@@ -196,16 +194,14 @@ def _planned(entry: Entry, row: Row, preset: str, image: Image, settings: Settin
     if final is not None and row.known_kernel:
         config = config.override(final=final)
     curve = entry.figure == "curves" and config.fit is not None
+    if curve and config.fit is not None:
+        often = max(1, min(config.fit.chunk_size, config.fit.num_iterations // job.CURVE_POINTS))
+        config = dataclasses.replace(config, fit=dataclasses.replace(config.fit, chunk_size=often))
     run = Run(image, config, seed, known_kernel=row.known_kernel, curve=curve)
     if final is None or row.known_kernel:
         return run
     # The published two stages: the kernel of the whole method, then a non-blind one; so one fit serves both rows.
     return Run(image, PRESETS["fast"].override(kernel_size=image.example.kernel_size, final=final), seed, base=run)
-
-
-def _teacher(preset: str) -> str | None:
-    """The network that a preset needs weights for, by the preset's name."""
-    return next((teacher for teacher in ("dmphn", "dwdn") if teacher in preset), None)
 
 
 def _overrides(text: str) -> dict[str, str]:

@@ -35,8 +35,8 @@ from jaxdeblur.evaluation import protocol
 from jaxdeblur.evaluation.datasets import DATASETS, LAYOUTS
 from jaxdeblur.version import __version__
 
-# Bytes that a process takes, and those on top for each pixel that a deep prior of 128 channels is fitted to.
-_MEMORY, _FIT_MEMORY = 6e8, 3.2e4
+# Bytes that a process takes, compiling included; on top, those for each pixel that a deep prior of 128 channels is fitted to.
+_MEMORY, _FIT_MEMORY = 1.4e9, 3.2e4
 
 USAGE = "usage: python -m experiments.run --table=NAME --data_dir=FOLDER [flags]"
 
@@ -123,7 +123,11 @@ def _help(values: flags.FlagValues) -> str:
 def _settings(values: flags.FlagValues) -> Settings:
     if not values.data_dir:
         raise InputError(f"--data_dir is missing; {USAGE}")
-    weights = {"dmphn": values.teacher_weights, "dwdn": values.dwdn_weights}
+    given = {"dmphn": values.teacher_weights, "dwdn": values.dwdn_weights}
+    weights = {teacher: pathlib.Path(path).expanduser() for teacher, path in given.items() if path}
+    for path in weights.values():
+        if not path.exists():
+            raise InputError(f"{path}: no weights there; check the path")
     return Settings(
         data_dir=pathlib.Path(values.data_dir).expanduser(),
         output_dir=pathlib.Path(values.output_dir).expanduser(),
@@ -133,7 +137,7 @@ def _settings(values: flags.FlagValues) -> Settings:
         num_iterations=values.num_iterations,
         seed=values.seed,
         preset_override=values.preset_override,
-        teacher_weights={teacher: path for teacher, path in weights.items() if path},
+        teacher_weights={teacher: str(path) for teacher, path in weights.items()},
         workers=values.workers,
         ray=values.ray,
         gpus_per_task=values.gpus_per_task,

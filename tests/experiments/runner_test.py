@@ -250,6 +250,7 @@ def test_what_cannot_be_used_is_told_before_any_work(data, tmp_path, capsys):
     status, error = command("--table=selfdeblur_table9")
     assert status == 1
     assert "unknown table selfdeblur_table9" in error
+    assert command("--table=weak_table1", "--teacher_weights=nowhere") == (1, "nowhere: no weights there; check the path\n")
     status, error = command("--table=mc_table6")
     assert status == 1
     assert all(name in error for name in ("levin", "lai", "kohler"))
@@ -308,6 +309,15 @@ def test_the_table_tells_what_differs_from_the_paper(data, tmp_path):
     assert not any("of the" in line for line in told)
     whole = dataclasses.replace(entry, images=())
     assert "Ours is over 1 of the 100 images of lai." in run._conditions(plan_entry(whole, {"lai": images}, settings), settings)
+
+
+def test_short_fits_are_looked_at_often_enough_for_a_curve(data, tmp_path):
+    entry = TABLES["selfdeblur_figure3"]
+    images = find_images([PAIR], settings_for(data, tmp_path))
+    for steps, often in ((20, 1), (400, 10), (5000, 50)):
+        settings = settings_for(data, tmp_path, num_iterations=steps)
+        [first, _] = plan_entry(entry, images, settings).rows["SelfDeblur"]
+        assert (first.config.fit.num_iterations, first.config.fit.chunk_size) == (steps, often)
 
 
 @pytest.mark.parametrize("name", ["selfdeblur_figure3", "mc_figure3", "mc_figure10", "weak_figure5"])
