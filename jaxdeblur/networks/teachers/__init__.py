@@ -1,0 +1,1 @@
+"""Pre-trained deblurring networks whose output guides a fit, and their weights."""
