@@ -14,6 +14,7 @@ import numpy as np
 from jaxdeblur.classical import finish, variational
 from jaxdeblur.classical.initialiser import estimate_kernel, informative_crop
 from jaxdeblur.classical.noise import noise_std as estimate_noise_std
+from jaxdeblur.classical.saturated import misfit_by_clipping
 from jaxdeblur.config import SMALLEST_SIDE, Config, InitialiserConfig, KernelLogitsConfig
 from jaxdeblur.errors import InputError
 from jaxdeblur.imaging.colour import luma, rgb_to_ycbcr, ycbcr_to_rgb
@@ -25,8 +26,8 @@ from jaxdeblur.optimise.loop import FitResult, Progress, Snapshot, fit
 from jaxdeblur.optimise.restarts import Stop
 from jaxdeblur.presets import PRESETS
 
-# Pixels this bright are taken for clipped, and more than this share of them for worth a word.
-_CLIPPED, _CLIPPED_SHARE = 0.99, 0.005
+# White paper that a linear method restores leaves less than this unexplained around it, lamps leave more. Measured.
+_MISFIT_OF_LAMPS = 0.012
 # Enough to find the support's size for a deep prior that starts from scratch.
 _SIZE_ONLY = InitialiserConfig(
     support_shares=(1.0,), guess_iterations=0, finalist_iterations=0, refine_iterations=0, fine_iterations=0
@@ -126,10 +127,6 @@ def deblur(
     initialiser = config.initialiser or _SIZE_ONLY
     window = informative_crop(grey, initialiser.refine_side)
     warnings: list[str] = []
-    brightest = blurry if blurry.ndim == 2 else blurry.max(axis=-1)
-    clipped = float(np.mean(brightest >= _CLIPPED))
-    if clipped > _CLIPPED_SHARE:
-        warnings.append(f"{clipped:.1%} of the pixels are clipped; the picture may ring around them")
 
     kernels: dict[str, np.ndarray] = {}
     shape = (config.kernel_size, config.kernel_size) if config.kernel_size is not None else None
@@ -210,6 +207,12 @@ def deblur(
                 noise_std=noise,
                 progress=progress and (lambda done, total: progress("final image", done, total, {})),
             )
+            if method != "saturated":
+                misfit = misfit_by_clipping(jnp.asarray(blurry), jnp.asarray(restored), jnp.asarray(kernels[name]))
+                if misfit > max(_MISFIT_OF_LAMPS, 2 * noise):
+                    warnings.append(
+                        "the picture does not explain its clipped highlights; --final=saturated may restore it better"
+                    )
     restored = np.clip(restored, 0.0, 1.0).astype(np.float32)
     return Result(
         restored=restored,

@@ -59,7 +59,7 @@ def quick(monkeypatch):
             "restored": image,
             "kernel": kernel,
             "candidates": (pipeline.Candidate(name="sparse", score=float("nan"), chosen=True),),
-            "history": {"fit": [1.0, 0.5]},
+            "history": {"fit": [1.0, 0.5], "error": [0.1, 0.05]},
             "seconds": {"fit": 0.25},
             "noise_std": 0.01,
             "warnings": ("the kernel is a guess",),
@@ -113,7 +113,7 @@ class TestResults:
         report = json.loads(pathlib.Path("deblurred/photo_report.json").read_text())
         assert report["input"]["file"] == "photo.png"
         assert report["seed"] == 7
-        assert report["losses"] == {"fit": [1.0, 0.5]}
+        assert report["losses"] == {"fit": [1.0, 0.5], "error": [0.1, 0.05]}
         assert report["candidates"] == [{"name": "sparse", "score": None, "chosen": True}]
         assert report["warnings"] == ["the kernel is a guess"]
         assert report["noise_std"] == 0.01
@@ -177,7 +177,7 @@ class TestResults:
         status, _, errors = cli("--image=photo.png", "--preset=mc", "--kernel_size=9", "--num_posterior_samples=4")
         assert (status, errors) == (0, [])
         assert quick[0]["config"].num_posterior_samples == 4
-        extra = ["photo_posterior_mean.png", "photo_uncertainty.png"]
+        extra = ["photo_posterior_mean.png", "photo_trace.png", "photo_uncertainty.png"]
         assert files_below(workplace / "deblurred") == sorted([*RESULTS, *extra])
         uncertainty = np.asarray(Image.open("deblurred/photo_uncertainty.png"))
         assert uncertainty.shape == (40, 50)

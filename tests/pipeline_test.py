@@ -3,13 +3,15 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxdeblur import InputError, deblur
 from jaxdeblur.classical import initialiser
-from jaxdeblur.config import Config, FitConfig, KernelMlpConfig, LossInterval, SkipNetConfig
+from jaxdeblur.config import Config, FitConfig, KernelMlpConfig, LossInterval, SkipNetConfig, StoppingConfig, constant
 from jaxdeblur.evaluation.metrics import aligned_metrics, kernel_similarity, psnr
+from jaxdeblur.operators import blur
 from tests.scenes import NOISE_STD, QUICK, scene
 
 CLASSICAL = Config(initialiser=QUICK, kernel_size=11)
@@ -84,7 +86,7 @@ class TestBlind:
 
 
 class TestKnownKernel:
-    @pytest.mark.parametrize("final", ["auto", "sparse", "hyper_laplacian"])
+    @pytest.mark.parametrize("final", ["auto", "sparse", "hyper_laplacian", "saturated"])
     def test_only_the_picture_is_sought(self, final):
         known = scene()
         result = deblur(known.blurry, dataclasses.replace(CLASSICAL, final=final), key=KEY, kernel=3.0 * known.kernel)
@@ -94,11 +96,21 @@ class TestKnownKernel:
         assert "initialise" not in result.seconds
         assert psnr(result.restored, known.sharp) > psnr(known.blurry, known.sharp) + 9.0  # not shifted, either
 
-    def test_clipped_pixels_are_told_of(self):
-        blurry = scene().blurry.copy()
-        blurry[10:30, 10:30] = 1.0
-        result = deblur(blurry, CLASSICAL, key=KEY, kernel=scene().kernel)
-        assert any("of the pixels are clipped" in warning for warning in result.warnings)
+    def test_lamps_are_told_of_and_restored_by_the_method_for_them(self):
+        known = scene()
+        light = np.zeros_like(known.sharp)
+        light[30:33, 40:43] = 8.0
+        radiance = np.pad(known.sharp * 0.5 + light, known.kernel.shape[0] // 2, mode="edge")
+        blurry = np.clip(np.asarray(blur.blur_valid(jnp.asarray(radiance, jnp.float32), jnp.asarray(known.kernel))), 0, 1)
+        results = {
+            final: deblur(blurry, dataclasses.replace(CLASSICAL, final=final), key=KEY, kernel=known.kernel)
+            for final in ("auto", "saturated")
+        }
+        assert any("--final=saturated" in warning for warning in results["auto"].warnings)
+        assert results["saturated"].warnings == ()
+        assert results["saturated"].chosen == "given kernel, saturated"
+        sharp = np.clip(known.sharp * 0.5 + light, 0, 1)
+        assert psnr(results["saturated"].restored, sharp) > psnr(results["auto"].restored, sharp) + 3.0
 
     def test_a_preset_may_know_more_noise_than_can_be_seen(self):
         noisier = dataclasses.replace(CLASSICAL, smallest_noise_std=0.02)
@@ -126,6 +138,42 @@ class TestDeepPrior:
         assert result.chosen == "generator"
         assert result.restored.shape == known.blurry.shape
         assert np.isfinite(result.restored).all()
+
+    def test_the_kernel_may_be_left_to_the_classical_estimate(self):
+        """Without a kernel generator the deep prior restores for the kernel that was estimated, or given."""
+        image_only = dataclasses.replace(TINY_FIT, kernel_generator=None)
+        config = dataclasses.replace(CLASSICAL, fit=image_only, final="generator")
+        result = deblur(scene().blurry, config, key=KEY)
+        assert [candidate.name for candidate in result.candidates] == ["classical"]
+        assert kernel_similarity(result.kernel, scene().kernel) > 0.95
+        alone = dataclasses.replace(config, initialiser=None, name="alone")
+        np.testing.assert_allclose(
+            deblur(scene().blurry, alone, key=KEY, kernel=scene().kernel).kernel, scene().kernel, atol=1e-6
+        )
+        with pytest.raises(InputError, match="'alone' restores the image for a known kernel only"):
+            deblur(scene().blurry, alone, key=KEY)
+
+    def test_posterior_samples_cover_the_whole_picture(self):
+        random = dataclasses.replace(TINY_FIT, dropout_rate=constant(0.2))
+        config = dataclasses.replace(CLASSICAL, initialiser=None, fit=random, final="sparse", num_posterior_samples=3)
+        result = deblur(scene().blurry, config, key=KEY)
+        assert result.posterior_mean.shape == result.posterior_std.shape == scene().blurry.shape
+        assert (result.posterior_std > 0).all()
+
+    def test_an_early_end_is_told_of(self):
+        """The error cannot fall while nothing moves: the first step that counts is the best."""
+        still = dataclasses.replace(
+            TINY_FIT,
+            num_iterations=40,
+            image_learning_rate=0.0,
+            kernel_learning_rate=0.0,
+            input_noise_std=constant(0.0),
+            stopping=StoppingConfig(patience=6, from_step=3),
+        )
+        config = dataclasses.replace(CLASSICAL, initialiser=None, fit=still, final="generator")
+        result = deblur(scene().blurry, config, key=KEY)
+        assert (result.stop.best_step, result.stop.step, result.stop.criterion) == (3, 9, "error")
+        assert len(result.history["fit"]) == len(result.history["error"]) == 10
 
 
 REFUSED_IMAGES = {

@@ -10,6 +10,8 @@ import pytest
 from jaxdeblur import deblur
 from jaxdeblur.config import Config, FitConfig, KernelLogitsConfig, KernelMlpConfig, SkipNetConfig, UNetConfig
 from jaxdeblur.losses import Observation
+from jaxdeblur.networks.teachers.dwdn import Dwdn, DwdnConfig
+from jaxdeblur.networks.teachers.teacher import Teacher
 from jaxdeblur.optimise.step import Program, initial_state, train_step
 from jaxdeblur.presets import ABOUT, PRESETS, differences, small
 from jaxdeblur.schedules import learning_rate, piecewise_constant, plan
@@ -17,7 +19,8 @@ from jaxdeblur.schedules import learning_rate, piecewise_constant, plan
 FITTING = [name for name, preset in PRESETS.items() if preset.fit is not None]
 SMALL = [name for name in FITTING if name.endswith("_small")]
 
-# Per preset, the fields of its fit in which it departs from its parent.
+# Per preset, the fields of its fit (or of the whole, see WHOLE) in which it departs from its parent.
+WHOLE = {"initialiser", "teacher"}
 DEPARTURES = {
     "selfdeblur_lai": {"loss_intervals"},
     "selfdeblur_colour": {"num_iterations", "loss_intervals", "decay_steps"},
@@ -39,6 +42,20 @@ DEPARTURES = {
     "mc_random_both": {"kernel_dropout_rate", "kernel_input_noise_std"},
     "selfdeblur_mc": {"image_generator", "kernel_generator"},
     "selfdeblur_mc_large": {"input_noise_std"},
+    "weak_none": {"loss_intervals"},
+    "weak_dmphn": {"loss_intervals", "teacher"},
+    "weak_dmphn_a1": {"loss_intervals"},
+    "weak_dmphn_a01": {"loss_intervals"},
+    "weak_dmphn_a001": {"loss_intervals"},
+    "weak_dmphn_w5": {"stopping"},
+    "weak_dmphn_w10": {"stopping"},
+    "weak_dmphn_w30": {"stopping"},
+    "weak_dmphn_w50": {"stopping"},
+    "weak_dwdn": {"initialiser", "loss_intervals", "teacher"},
+    "weak_dwdn_a1": {"loss_intervals"},
+    "weak_dwdn_a01": {"loss_intervals"},
+    "weak_dwdn_a001": {"loss_intervals"},
+    "weak_dwdn_beta": {"loss_intervals"},
     "staged": {"loss_intervals"},
     "staged_mse": {"loss_intervals"},
     "staged_mae": {"loss_intervals"},
@@ -49,7 +66,7 @@ DEPARTURES = {
 SCALED = {
     "image_generator.channels",
     "image_generator.non_local",
-    "kernel_generator.channels",
+    "stopping.from_step",
     "kernel_learning_rate",
     "num_iterations",
     "loss_intervals",
@@ -79,7 +96,7 @@ def test_every_preset_with_a_parent_is_listed():
 @pytest.mark.parametrize("name", DEPARTURES)
 def test_presets_depart_from_their_parents_only_as_listed(name):
     found = differences(PRESETS[name], PRESETS[ABOUT[name].parent])
-    assert set(found) == {f"fit.{field}" for field in DEPARTURES[name]}
+    assert set(found) == {field if field in WHOLE else f"fit.{field}" for field in DEPARTURES[name]}
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -148,12 +165,11 @@ def test_mc_is_as_published():
 
 
 def _tiny(network):
-    """``network`` at the smallest size that still has all its parts."""
+    """``network`` at a size that compiles fast; presets that differ in size alone then share a program."""
     if isinstance(network, SkipNetConfig):
-        sizes = {"num_scales": 3 if network.non_local else 2, "channels": 4, "skip_channels": 2, "latent_channels": 2}
-        return dataclasses.replace(network, non_local_channels=2, **sizes)
+        return dataclasses.replace(network, num_scales=1, channels=4, skip_channels=2, latent_channels=2, non_local=False)
     if isinstance(network, UNetConfig):
-        return dataclasses.replace(network, num_levels=3, channels=4, latent_channels=2)
+        return dataclasses.replace(network, num_levels=2, channels=4, latent_channels=2)
     if isinstance(network, KernelMlpConfig):
         return dataclasses.replace(network, latent_size=5, hidden_sizes=tuple(6 for _ in network.hidden_sizes))
     return network
@@ -164,30 +180,47 @@ def one_step():
     return jax.jit(train_step, static_argnums=0)
 
 
+def _terms(fit):
+    return {name for interval in fit.loss_intervals for name, _ in interval.terms}
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    """A DWDN of the smallest size, untrained."""
+    module = Dwdn(DwdnConfig(features=1, widths=(1,), num_residual_blocks=1, num_scales=1, filter_size=3))
+    kernel = jnp.full((3, 3), 1 / 9)
+    return Teacher("dwdn", jax.jit(module.init)(jax.random.key(0), jnp.zeros((22, 25)), kernel)["params"], kernel)
+
+
 @pytest.mark.parametrize("name", FITTING)
-def test_restarts_side_by_side_equal_single_ones(name, one_step):
+def test_restarts_side_by_side_equal_single_ones(name, one_step, teacher):
     """Three steps of two restarts against each alone with the same key: equal up to the order of sums in single precision."""
     fit: FitConfig = PRESETS[name].fit
     known = fit.kernel_generator is None
     blurry = jax.random.uniform(jax.random.key(5), (22, 25))
-    kernel = jnp.full((9, 9), 1 / 81) if known else None
     shrunk = dataclasses.replace(
         fit,
         image_generator=_tiny(fit.image_generator),
         kernel_generator=None if known else _tiny(fit.kernel_generator),
-        update="joint" if known else fit.update,
         # Otherwise what two programs round differently is magnified by Adam's first, sign-like steps.
         image_learning_rate=1e-3,
         kernel_learning_rate=1e-3,
+        stopping=None,
     )
     program = Program.of(shrunk, blurry.shape, (9, 9), kernel_known=known)
+    observation = Observation(
+        blurry,
+        kernel=jnp.full((9, 9), 1 / 81) if known else None,
+        teacher=teacher if "teacher_agreement" in _terms(fit) else None,
+        surrogate=jnp.flip(blurry) if fit.needs_teacher else None,
+    )
     keys = jax.random.split(jax.random.key(1), 2)
     logits = jnp.zeros((2, 9, 9)) if isinstance(fit.kernel_generator, KernelLogitsConfig) else None
 
     def losses(which):
         state, record = initial_state(program, keys[which], None if logits is None else logits[which]), []
         for _ in range(3):
-            state, metrics = one_step(program, state, Observation(blurry, kernel), plan(shrunk, noise_std=0.01))
+            state, metrics = one_step(program, state, observation, plan(shrunk, noise_std=0.01))
             record.append(metrics["loss"])
         return np.array(record)
 

@@ -19,16 +19,10 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.sparse.linalg import cg
 
+from jaxdeblur.classical import sparse
 from jaxdeblur.classical.compiled import reproducible_jit
 from jaxdeblur.errors import InputError
-from jaxdeblur.operators import blur, gradients
-
-# The prior of `sparse`, so that both agree where nothing is clipped.
-_OPERATORS = tuple((*pair, 1.0) for pair in gradients.FIRST_DERIVATIVES) + tuple(
-    (*pair, 0.25) for pair in gradients.SECOND_DERIVATIVES
-)
-_SMALLEST_DERIVATIVE = 0.01
-_PLAIN_REWEIGHTINGS = 4
+from jaxdeblur.operators import blur
 
 # Sharpness of the response's knee. Whyte's 50 bends it from 0.9 on; measured, 200 restores 0.3 dB better.
 _SHARPNESS = 200.0
@@ -105,20 +99,9 @@ def saturated(
 
     def solve(image: jax.Array, prior: list[jax.Array], data: jax.Array, negative: jax.Array) -> jax.Array:
         def normal(candidate: jax.Array) -> jax.Array:
-            smooth = sum(
-                transpose(factor * operator(candidate))
-                for (operator, transpose, _), factor in zip(_OPERATORS, prior, strict=True)
-            )
-            return adjoint(data * forward(candidate)) + weight * smooth + negative * candidate
+            return adjoint(data * forward(candidate)) + weight * sparse.prior_gradient(candidate, prior) + negative * candidate
 
         return cg(normal, adjoint(data * channels), x0=image, tol=1e-5, maxiter=num_cg_steps)[0]
-
-    def prior_weights(image: jax.Array) -> list[jax.Array]:
-        sizes = [jnp.sqrt(jnp.mean(operator(image) ** 2, axis=0, keepdims=True)) for operator, _, _ in _OPERATORS]
-        return [
-            factor * jnp.maximum(size, _SMALLEST_DERIVATIVE) ** (exponent - 2.0)
-            for size, (_, _, factor) in zip(sizes, _OPERATORS, strict=True)
-        ]
 
     def data_weights(image: jax.Array) -> jax.Array:
         predicted = forward(image)
@@ -127,11 +110,10 @@ def saturated(
 
     def improve(_: int, image: jax.Array) -> jax.Array:
         negative = jnp.where(lighting & (image < 0.0), _NEGATIVE_WEIGHT, 0.0)
-        return solve(image, prior_weights(image), data_weights(image), negative)
+        return solve(image, sparse.prior_weights(image, exponent), data_weights(image), negative)
 
-    flat = [jnp.ones((1, *operator(start).shape[-2:])) for operator, _, _ in _OPERATORS]
-    first = solve(start, flat, 1.0 - clipped.astype(jnp.float32), jnp.zeros_like(start))
-    rounds = jnp.where(clipped.any(), num_reweightings, min(num_reweightings, _PLAIN_REWEIGHTINGS))
+    first = solve(start, sparse.flat_weights(start), 1.0 - clipped.astype(jnp.float32), jnp.zeros_like(start))
+    rounds = jnp.where(clipped.any(), num_reweightings, min(num_reweightings, sparse.NUM_REWEIGHTINGS))
     restored = jax.lax.fori_loop(0, rounds, improve, first)
     return restored[0] if blurry.ndim == 2 else jnp.moveaxis(restored, 0, -1)
 

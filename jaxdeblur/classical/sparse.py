@@ -17,11 +17,38 @@ _OPERATORS = tuple((*pair, 1.0) for pair in gradients.FIRST_DERIVATIVES) + tuple
     (*pair, 0.25) for pair in gradients.SECOND_DERIVATIVES
 )
 _SMALLEST_DERIVATIVE = 0.01
+# After the first, quadratic problem.
+NUM_REWEIGHTINGS = 4
 
 
 def weight_for_noise(noise_std: float, *, base: float = 1e-4) -> float:
     """Weight of the prior for a noise standard deviation in [0, 1] units: never below ``base``, then as its square."""
     return max(base, 10.0 * noise_std**2)
+
+
+def flat_weights(image: jax.Array) -> list[jax.Array]:
+    """Weights of a quadratic prior, with which reweighting begins: one for every derivative of ``image [C, H, W]``."""
+    return [jnp.ones((1, *operator(image).shape[-2:])) for operator, _, _ in _OPERATORS]
+
+
+def prior_weights(image: jax.Array, exponent: float) -> list[jax.Array]:
+    """``c_d |D_d x|^(α−2)`` at ``image [C, H, W]``: the quadratic prior that touches the sparse one there.
+
+    The channels share the weights, taken from their mean squared derivative.
+    """
+    weights = []
+    for operator, _, factor in _OPERATORS:
+        size = jnp.sqrt(jnp.mean(operator(image) ** 2, axis=0, keepdims=True))
+        weights.append(factor * jnp.maximum(size, _SMALLEST_DERIVATIVE) ** (exponent - 2.0))
+    return weights
+
+
+def prior_gradient(image: jax.Array, weights: list[jax.Array]) -> jax.Array:
+    """``Σ_d D_dᵀ (w_d · D_d x)`` for ``image [C, H, W]``, half the gradient of the weighted quadratic prior."""
+    total = jnp.zeros_like(image)
+    for (operator, transpose, _), factor in zip(_OPERATORS, weights, strict=True):
+        total = total + transpose(factor * operator(image))
+    return total
 
 
 @functools.partial(reproducible_jit, static_argnames=("exponent", "num_reweightings", "num_cg_steps"))
@@ -31,7 +58,7 @@ def sparse(
     *,
     weight: jax.Array | float = 1e-4,
     exponent: float = 0.8,
-    num_reweightings: int = 4,
+    num_reweightings: int = NUM_REWEIGHTINGS,
     num_cg_steps: int = 40,
 ) -> jax.Array:
     """Restores the sharp image behind a blurry one whose kernel is known.
@@ -66,21 +93,10 @@ def sparse(
 
     def solve(image: jax.Array, weights: list[jax.Array]) -> jax.Array:
         def normal(candidate: jax.Array) -> jax.Array:
-            prior = sum(
-                transpose(factor * operator(candidate))
-                for (operator, transpose, _), factor in zip(_OPERATORS, weights, strict=True)
-            )
-            return adjoint(forward(candidate)) + weight * prior
+            return adjoint(forward(candidate)) + weight * prior_gradient(candidate, weights)
 
         return cg(normal, target, x0=image, tol=1e-5, maxiter=num_cg_steps)[0]
 
-    def reweight(image: jax.Array) -> list[jax.Array]:
-        weights = []
-        for operator, _, factor in _OPERATORS:
-            size = jnp.sqrt(jnp.mean(operator(image) ** 2, axis=0, keepdims=True))
-            weights.append(factor * jnp.maximum(size, _SMALLEST_DERIVATIVE) ** (exponent - 2.0))
-        return weights
-
-    first = solve(start, [jnp.ones((1, *operator(start).shape[-2:])) for operator, _, _ in _OPERATORS])
-    restored = jax.lax.fori_loop(0, num_reweightings, lambda _, image: solve(image, reweight(image)), first)
+    first = solve(start, flat_weights(start))
+    restored = jax.lax.fori_loop(0, num_reweightings, lambda _, image: solve(image, prior_weights(image, exponent)), first)
     return restored[0] if blurry.ndim == 2 else jnp.moveaxis(restored, 0, -1)
