@@ -395,27 +395,25 @@ def test_a_ray_cluster_gives_the_same_table(tiny, data, tmp_path):
 
 
 KILLED = """
-import dataclasses, sys
+import sys
 sys.path[:0] = [{tests!r}]
 from experiments import job, plan, run
 import runner_test
 plan.PRESETS = runner_test.TINY
 settings = runner_test.settings_for(*map(runner_test.pathlib.Path, sys.argv[1:3]))
-settings = dataclasses.replace(settings, workers=int(sys.argv[3]))
 if __name__ == "__main__":
     sys.exit(run.reproduce([runner_test.PAIR], settings))
 """
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_killed_in_mid_run_and_started_again(tiny, tmp_path, workers):
+def test_killed_in_mid_run_and_started_again(tiny, tmp_path):
     """No image done twice, none lost, and the table is that of an unbroken run."""
     data = write_pictures(tmp_path / "data", count=3)
     program = tmp_path / "program.py"
     program.write_text(KILLED.format(tests=str(pathlib.Path(__file__).parent)))
     root = pathlib.Path(__file__).parents[2]
     paths = os.pathsep.join([str(root), str(root / "tests"), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, str(program), str(data), str(tmp_path / "broken"), str(workers)]
+    command = [sys.executable, str(program), str(data), str(tmp_path / "broken")]
 
     def start():
         return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths}, stdout=subprocess.PIPE, text=True)
