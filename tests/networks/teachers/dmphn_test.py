@@ -81,12 +81,6 @@ def test_grey_is_given_as_three_channels_and_comes_back_as_luma(twins, tmp_path)
     np.testing.assert_allclose(restored, expected, atol=TOLERANCE)
 
 
-def test_convolutions_written_out_for_loops_change_nothing(params):
-    image = jax.random.uniform(jax.random.key(1), (16, 11))
-    results = [jax.jit(dmphn.restore, static_argnames="in_loop")(params, image, in_loop=in_loop) for in_loop in (False, True)]
-    np.testing.assert_allclose(*results, atol=1e-4)
-
-
 def test_mapped_over_restarts_it_equals_single_calls(params):
     images = jax.random.uniform(jax.random.key(1), (2, 16, 11))
     together = jax.jit(jax.vmap(dmphn.restore, (None, 0)))(params, images)
