@@ -96,7 +96,7 @@ def test_gradient_of_the_regression_term_is_that_of_finite_differences(params):
         answer = jax.jit(dmphn.restore)(double, observed)
         regression = jax.jit(jax.value_and_grad(lambda image: jnp.linalg.norm(answer - dmphn.restore(double, image))))
         step = 1e-7
-        above, below = (regression(reblurred + sign * step * direction)[0] for sign in (1, -1))
+        above, below = (float(regression(reblurred + sign * step * direction)[0]) for sign in (1, -1))
         slope = np.vdot(regression(reblurred)[1], direction)
     assert abs(slope) > 1e-3
     np.testing.assert_allclose(slope, (above - below) / (2 * step), rtol=1e-4)

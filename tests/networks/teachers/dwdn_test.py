@@ -108,13 +108,13 @@ def test_mapped_over_restarts_it_equals_single_calls():
 def test_gradient_of_the_regression_term_is_that_of_finite_differences():
     generator, kernel = np.random.default_rng(1), _kernel(5, 3)
     observed, reblurred, direction = generator.random((3, 16, 18))
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), _params(SMALL, scale=0.1))
     # In double precision a step can be so short that it passes no kink of a rectifier or the median.
     with jax.enable_x64(True):
-        params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), _params(SMALL, scale=0.1))
         answer = jax.jit(dwdn.restore)(params, observed, kernel)
         regression = jax.jit(jax.value_and_grad(lambda image: jnp.linalg.norm(answer - dwdn.restore(params, image, kernel))))
         step = 1e-7
-        above, below = (regression(reblurred + sign * step * direction)[0] for sign in (1, -1))
+        above, below = (float(regression(reblurred + sign * step * direction)[0]) for sign in (1, -1))
         slope = np.vdot(regression(reblurred)[1], direction)
     assert abs(slope) > 1e-3
     np.testing.assert_allclose(slope, (above - below) / (2 * step), rtol=1e-4)
