@@ -1,7 +1,7 @@
 """Deblurs a benchmark set blindly and prints PSNR and SSIM of every image, before and after.
 
-    python experiments/blind_table.py --dataset=levin --data_dir=data/levin
-    python experiments/blind_table.py --dataset=lai --data_dir=data/lai --kernel_size=published --match='text_*' --csv=text.csv
+    python -m experiments.blind_table --dataset=levin --data_dir=data/levin
+    python -m experiments.blind_table --dataset=lai --data_dir=data/lai --kernel_size=published --match='text_*' --csv=text.csv
 
 Metrics are taken at the best quarter-pixel shift (see jaxdeblur/evaluation/metrics.py) of the restored image clipped to [0, 1].
 Seconds are those of the whole run of an image; compilation is in them unless its programs are in the cache. As the command line
@@ -27,17 +27,17 @@ from absl import app, flags
 from jaxdeblur import runtime
 from jaxdeblur.config import Config
 from jaxdeblur.errors import InputError
-from jaxdeblur.evaluation.datasets import LAYOUTS, Example, find_examples
+from jaxdeblur.evaluation.datasets import Example, find_examples
 from jaxdeblur.evaluation.metrics import aligned_metrics
 from jaxdeblur.pipeline import Result, deblur
 from jaxdeblur.presets import PRESETS
 
-_DATASET = flags.DEFINE_enum("dataset", "levin", sorted(LAYOUTS), "Which set.")
+_DATASET = flags.DEFINE_enum("dataset", "levin", ["lai", "levin"], "Which set.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the set.", required=True)
 _PRESET = flags.DEFINE_enum("preset", "fast", sorted(PRESETS), "The method.")
 _KERNEL_SIZE = flags.DEFINE_string("kernel_size", "auto", "'auto', 'published' (each kernel's own), or an odd number.")
 _SEEDS = flags.DEFINE_multi_integer("seed", [0], "Seed; repeat the flag for several runs of each image.")
-_MATCH = flags.DEFINE_string("match", "*", "Only images whose names match this pattern.")
+_MATCH = flags.DEFINE_multi_string("match", ["*"], "Only images whose names match this pattern; repeat it for several.")
 _LIMIT = flags.DEFINE_integer("limit", None, "Only the first so many images.", lower_bound=1)
 _CSV = flags.DEFINE_string("csv", None, "Also write the rows to this file.")
 
@@ -129,9 +129,9 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     try:
         found = find_examples(_DATASET.value, pathlib.Path(_DATA_DIR.value).expanduser())
-        examples = [example for example in found if fnmatch.fnmatch(example.name, _MATCH.value)][: _LIMIT.value]
+        examples = [one for one in found if any(fnmatch.fnmatch(one.name, pattern) for pattern in _MATCH.value)][: _LIMIT.value]
         if not examples:
-            raise InputError(f"--match={_MATCH.value} fits no image of the set: names look like {found[0].name}")
+            raise InputError(f"--match={','.join(_MATCH.value)} fits no image of the set: names look like {found[0].name}")
         configs = {example: configured(PRESETS[_PRESET.value], _KERNEL_SIZE.value, example) for example in examples}
         runtime.set_up_cache()
 

@@ -1,20 +1,23 @@
-"""One picture of a command line, from its file to its results.
+"""Pictures of a command line, from their files to their results.
 
 Everything that can be checked cheaply is checked before jax is imported, so that a mistyped name is reported at once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import itertools
 import os
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxdeblur.cluster import map_tasks
 from jaxdeblur.config import COMPRESSED_NOISE_STD, SMALLEST_SIDE, Config
 from jaxdeblur.errors import InputError
 from jaxdeblur.imaging.colour import luma
@@ -54,24 +57,132 @@ class Settings:
     cache_dir: str | None
 
 
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a worker needs to deblur a picture, on whatever machine it is."""
+
+    pixels: np.ndarray
+    config: Config
+    seed: int
+    kernel: np.ndarray | None
+    cache_dir: str | None
+    name: str
+    shows_progress: bool = False
+
+
+def run_task(task: Task) -> tuple[Result, float]:
+    """Deblurs; returns the result and the seconds that it took."""
+    _setup_cache(task.cache_dir)
+    import jax
+
+    from jaxdeblur.pipeline import deblur
+
+    began = time.perf_counter()
+    with show_progress(task.name) if task.shows_progress else contextlib.nullcontext() as progress:
+        result = deblur(task.pixels, task.config, key=jax.random.key(task.seed), kernel=task.kernel, progress=progress)
+    return result, time.perf_counter() - began
+
+
 def run_job(path: pathlib.Path, outputs: Outputs, settings: Settings, log: Callable[[str], None]) -> None:
-    """Deblurs the picture at ``path`` and writes its results, all of them or none.
+    """Deblurs the picture at ``path`` in this process and writes its results, all of them or none.
 
     Raises:
       InputError: the picture, or something else that the user gave, cannot be used.
     """
-    picture = read_picture(path)
-    _check(path, picture, outputs, settings)
+    picture = _open(path, outputs, settings)
     made = prepare_folder(outputs.folder)
     try:
-        began = time.perf_counter()
-        result = _deblur(path, picture, settings)
-        seconds = time.perf_counter() - began
-        metrics = _metrics(picture, result, settings.reference)
-        final_paths = _paths(outputs, picture, settings.config)
-        _write(path, picture, final_paths, settings, result, metrics, seconds)
+        result, seconds = run_task(_task(path, picture, settings, shows_progress=True))
+        _finish(path, picture, outputs, settings, result, seconds, log)
     finally:
         remove_if_empty(made)  # after a success they are not empty
+
+
+def run_jobs(
+    jobs: Iterable[tuple[pathlib.Path, Outputs | InputError]],
+    settings: Settings,
+    log: Callable[[str], None],
+    complain: Callable[[str], None],
+    *,
+    workers: int = 1,
+    ray_address: str | None = None,
+) -> int:
+    """Deblurs pictures in several processes, or on the machines of a Ray cluster, and writes their results here.
+
+    Args:
+      jobs: pictures and where their results go, or why a picture has no place for them.
+      settings: for all of them.
+      log: told of every success.
+      complain: told of every failure, in a line.
+      workers: processes, or with a local Ray its CPUs.
+      ray_address: of a Ray cluster, or ``local``.
+
+    Returns:
+      The number of failures.
+
+    Raises:
+      InputError: there is no such cluster.
+    """
+    opened: dict[int, tuple[pathlib.Path, Picture, Outputs]] = {}
+    numbers = itertools.count()
+    failures = 0
+
+    def tasks() -> Iterator[Task]:
+        nonlocal failures
+        for path, outputs in jobs:
+            try:
+                if isinstance(outputs, InputError):
+                    raise outputs
+                picture = _open(path, outputs, settings)
+            except InputError as error:
+                complain(str(error))
+                failures += 1
+                continue
+            opened[next(numbers)] = (path, picture, outputs)
+            yield _task(path, picture, settings)
+
+    with contextlib.closing(map_tasks(run_task, tasks(), workers=workers, ray_address=ray_address)) as outcomes:
+        for outcome in outcomes:
+            path, picture, outputs = opened.pop(outcome.index)
+            try:
+                if outcome.value is None:
+                    raise InputError(f"{path}: failed, {outcome.errors[-1]}")
+                made = prepare_folder(outputs.folder)
+                try:
+                    _finish(path, picture, outputs, settings, *outcome.value, log)
+                finally:
+                    remove_if_empty(made)
+            except InputError as error:
+                complain(str(error))
+                failures += 1
+    return failures
+
+
+def _open(path: pathlib.Path, outputs: Outputs, settings: Settings) -> Picture:
+    """Reads a picture and refuses what would fail later."""
+    picture = read_picture(path)
+    _check(path, picture, outputs, settings)
+    return picture
+
+
+def _task(path: pathlib.Path, picture: Picture, settings: Settings, *, shows_progress: bool = False) -> Task:
+    config = _config_for(picture, settings)
+    return Task(picture.pixels, config, settings.seed, settings.kernel, settings.cache_dir, path.name, shows_progress)
+
+
+def _finish(
+    path: pathlib.Path,
+    picture: Picture,
+    outputs: Outputs,
+    settings: Settings,
+    result: Result,
+    seconds: float,
+    log: Callable[[str], None],
+) -> None:
+    """Measures, writes and tells of a result."""
+    metrics = _metrics(picture, result, settings.reference)
+    final_paths = _paths(outputs, picture, settings.config)
+    _write(path, picture, final_paths, settings, result, metrics, seconds)
     size = f"{result.kernel.shape[1]}×{result.kernel.shape[0]}"
     log(f"{path} -> {final_paths[0]} (kernel {size}, final image: {result.chosen}, {seconds:.1f} s)")
     if metrics is not None:
@@ -101,22 +212,6 @@ def _check(path: pathlib.Path, picture: Picture, outputs: Outputs, settings: Set
         for existing in _paths(outputs, picture, settings.config):
             if existing.exists():
                 raise InputError(f"{path}: {existing} exists already; give --overwrite or another --output_dir")
-
-
-def _deblur(path: pathlib.Path, picture: Picture, settings: Settings) -> Result:
-    _setup_cache(settings.cache_dir)
-    import jax
-
-    from jaxdeblur.pipeline import deblur
-
-    with show_progress(path.name) as progress:
-        return deblur(
-            picture.pixels,
-            _config_for(picture, settings),
-            key=jax.random.key(settings.seed),
-            kernel=settings.kernel,
-            progress=progress,
-        )
 
 
 def _config_for(picture: Picture, settings: Settings) -> Config:

@@ -19,8 +19,8 @@ from jaxdeblur.config import FINALS, Config
 from jaxdeblur.errors import InputError
 from jaxdeblur.imaging.kernel_files import read_kernel
 from jaxdeblur.imaging.reading import read_picture
-from jaxdeblur.imaging.selection import assign_outputs, find_pictures, prepare_folder, remove_if_empty
-from jaxdeblur.jobs import Settings, run_job
+from jaxdeblur.imaging.selection import Outputs, assign_outputs, find_pictures, prepare_folder, remove_if_empty
+from jaxdeblur.jobs import Settings, run_job, run_jobs
 from jaxdeblur.saved_run import SavedRun, read_saved_run, version_notes
 from jaxdeblur.version import __version__
 
@@ -100,6 +100,8 @@ def define_flags() -> flags.FlagValues:
         "On Linux CPUs, 'auto' starts the process anew with huge memory pages, which makes it faster.",
         flag_values=values,
     )
+    flags.DEFINE_integer("workers", 1, "Processes that share the pictures of a folder.", lower_bound=1, flag_values=values)
+    string("ray", None, "Address of a Ray cluster that shares the pictures, or 'local' (needs the extra 'cluster').")
     switch("debug", "Let an unexpected error end the program with its stack trace.")
     switch("list_presets", "List the presets and leave.")
     switch("version", "Print the version and leave.")
@@ -142,24 +144,32 @@ def _deblur_all(values: flags.FlagValues, relaunch: bool) -> int:
         runtime.relaunch_with_huge_pages()  # does not return if it does anything
     for message in messages:
         _say(message)
-    failures = 0
-    for picture, outputs in zip(pictures, assign_outputs(pictures, values.output_dir), strict=True):
-        try:
-            if isinstance(outputs, InputError):
-                raise outputs
-            run_job(picture, outputs, settings, _say)
-        except InputError as error:
-            _complain(str(error))
-            failures += 1
-        except Exception as error:
-            if values.debug:
-                raise
-            cause = " ".join(str(error).split())[:200]
-            _complain(f"{picture}: failed unexpectedly, {type(error).__name__}: {cause} (--debug shows where)")
-            failures += 1
+    jobs = list(zip(pictures, assign_outputs(pictures, values.output_dir), strict=True))
+    if values.ray or values.workers > 1:
+        failures = run_jobs(jobs, settings, _say, _complain, workers=values.workers, ray_address=values.ray)
+    else:
+        failures = sum(not _succeeds(picture, outputs, settings, debug=values.debug) for picture, outputs in jobs)
     if len(pictures) > 1:
         _say(f"{len(pictures) - failures} of {len(pictures)} pictures deblurred")
     return 1 if failures else 0
+
+
+def _succeeds(picture: pathlib.Path, outputs: Outputs | InputError, settings: Settings, *, debug: bool) -> bool:
+    """Deblurs one picture; a failure is told of and does not end the program."""
+    try:
+        if isinstance(outputs, InputError):
+            raise outputs
+        run_job(picture, outputs, settings, _say)
+    except InputError as error:
+        _complain(str(error))
+        return False
+    except Exception as error:
+        if debug:
+            raise
+        cause = " ".join(str(error).split())[:200]
+        _complain(f"{picture}: failed unexpectedly, {type(error).__name__}: {cause} (--debug shows where)")
+        return False
+    return True
 
 
 def _settings(values: flags.FlagValues, saved: SavedRun | None) -> Settings:

@@ -350,7 +350,7 @@ for _patience, _figure in ((5, "32.63/.919"), (10, "33.24/.935"), (30, "33.29/.9
         stopping=StoppingConfig(patience=_patience),
     )
 
-_SMALL_STEPS = 1000
+_SMALL_STEPS = 600
 _SMALL_CHANNELS = 32
 _SMALL_KERNEL_RATE = 5e-4
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import pickle
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ import tifffile
 from PIL import Image
 
 from jaxdeblur import jobs, pipeline
+from jaxdeblur.cluster import Outcome
 from jaxdeblur.config import COMPRESSED_NOISE_STD
 from jaxdeblur.main import define_flags, main
 from jaxdeblur.presets import PRESETS
@@ -187,6 +189,53 @@ class TestResults:
         assert cli("--image=deblurred")[0] == 1
 
 
+class TestManyWorkers:
+    @pytest.fixture
+    def scattered(self, monkeypatch):
+        """Stands in for other processes: tasks and results travel by pickle, out of order."""
+
+        def map_tasks(function, items, *, workers, ray_address):
+            sent = [(index, pickle.dumps(item)) for index, item in enumerate(items)]
+            for index, item in reversed(sent):
+                task = pickle.loads(item)
+                if task.pixels.shape[0] == 41:
+                    yield Outcome(index, None, ("RuntimeError: no luck", "RuntimeError: again"), failed=True)
+                else:
+                    yield Outcome(index, pickle.loads(pickle.dumps(function(task))), (), failed=False)
+
+        monkeypatch.setattr(jobs, "map_tasks", map_tasks)
+        monkeypatch.setattr(jobs, "run_task", lambda task: (_result_like(task.pixels), 1.0))
+
+    def test_results_reach_their_own_places_and_failures_are_told_of(self, workplace, quick, scattered, cli):
+        save(workplace / "second.png", (44, 50, 3), seed=1)
+        save(workplace / "unlucky.png", (41, 50, 3))
+        (workplace / "broken.png").touch()
+        status, lines, errors = cli("--image=*.png", "--workers=2", "--output_dir=out")
+        assert status == 1
+        assert len(errors) == 2
+        assert any("broken.png" in line for line in errors)
+        assert any("unlucky.png: failed, RuntimeError: again" in line for line in errors)
+        assert "2 of 4" in lines[-1]
+        np.testing.assert_array_equal(np.asarray(Image.open("out/second_deblurred.png")), random_levels((44, 50, 3), 1))
+        np.testing.assert_array_equal(np.asarray(Image.open("out/photo_deblurred.png")), random_levels((40, 50, 3)))
+        assert not any("unlucky" in name for name in files_below(workplace / "out"))
+
+    def test_processes_give_what_one_process_gives(self, workplace, cli):
+        sharp = np.kron(np.random.default_rng(0).integers(0, 2, (12, 12)), np.ones((4, 4))) * 200 + 20
+        for name in ("a.png", "b.png"):
+            Image.fromarray(sharp.astype(np.uint8)).save(name)
+        np.save("k.npy", np.ones((3, 3)))
+        common = ["--image=a.png,b.png", "--kernel=k.npy"]
+        assert cli(*common, "--output_dir=one")[0] == 0
+        assert cli(*common, "--output_dir=two", "--workers=2")[0] == 0
+        for name in ("a_deblurred.png", "b_deblurred.png", "a_kernel.npy"):
+            assert pathlib.Path("one", name).read_bytes() == pathlib.Path("two", name).read_bytes()
+
+    def test_a_cluster_that_is_not_there(self, workplace, quick, refused):
+        pytest.importorskip("ray", reason="needs Ray (the extra 'cluster')")
+        assert "--ray=127.0.0.1:1" in refused("--image=photo.png", "--ray=127.0.0.1:1")
+
+
 class TestSavedRuns:
     def test_a_report_repeats_its_run(self, workplace, quick, cli):
         np.save("k.npy", np.eye(5))
@@ -298,7 +347,7 @@ class TestRefusals:
     @pytest.fixture(autouse=True)
     def _no_compute(self, monkeypatch):
         """A refusal must come before anything slow: reaching the pipeline is an error."""
-        monkeypatch.setattr(jobs, "_deblur", None)
+        monkeypatch.setattr(jobs, "run_task", None)
 
     @pytest.mark.parametrize(
         ("name", "reason"),
@@ -381,15 +430,15 @@ class TestRefusals:
         def full(*_):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(jobs, "_deblur", lambda path, picture, settings: _result_like(picture))
+        monkeypatch.setattr(jobs, "run_task", lambda task: (_result_like(task.pixels), 0.0))
         monkeypatch.setattr(jobs, "write_report", full)
         assert "No space left" in refused("--image=photo.png")
 
 
-def _result_like(picture):
+def _result_like(pixels):
     fields = {field.name: None for field in dataclasses.fields(pipeline.Result)}
     known = {
-        "restored": picture.pixels,
+        "restored": pixels,
         "kernel": np.ones((3, 3), np.float32) / 9,
         "candidates": (),
         "history": {},

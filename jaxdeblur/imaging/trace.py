@@ -64,6 +64,7 @@ def write_trace(
             text = f"{name} at step {step}"
             draw.text((across + offset, _TOP + 10 + 18 * row), text, fill=colour, font=font, anchor=side)
     if len(steps) > 1:
-        draw.line([place(step, height) for step, height in zip(steps.tolist(), heights.tolist(), strict=True)], fill=_CURVE, width=2)
+        points = [place(step, height) for step, height in zip(steps.tolist(), heights.tolist(), strict=True)]
+        draw.line(points, fill=_CURVE, width=2)
     draw.rectangle([(_LEFT, _TOP), (_RIGHT, _BOTTOM)], outline=_INK)
     sheet.save(path, format="PNG")

@@ -4,9 +4,10 @@ Source: Li, Nan & Ji, "Deep image prior meets Monte-Carlo sampling", Inverse Pro
 Fischer & Brox, "U-Net: convolutional networks for biomedical image segmentation", MICCAI 2015,
 https://arxiv.org/abs/1505.04597.
 
-The paper gives levels, widths, slope and where dropout stands; the list of its layers was in a supplement. Ours is plain: one 3×3 convolution with normalisation per level on either way, strided on the way down; on the way up features are dropped,
+The paper gives levels, widths, slope and where dropout stands; the list of its layers was in a supplement. Ours is plain:
+one 3×3 convolution with normalisation per level on either way, strided on the way down; on the way up features are dropped,
 re-scaled bilinearly and joined with those of the same level. With the published widths that makes 2.56 million parameters for
-both networks (17×17 kernel or any other: they are convolutional), the paper counts 2.65.
+both networks (whatever the kernel's size: they are convolutional), where the paper counts 2.65.
 """
 
 from __future__ import annotations
