@@ -97,10 +97,7 @@ def _torch_stepper() -> tuple[Callable[[], Any], float]:
     size = (_KERNEL_SIZE.value, _KERNEL_SIZE.value)
     loss = config.loss_intervals[0].terms[0][0]
     rates = (config.image_learning_rate, config.kernel_learning_rate)
-    fits = [
-        Fit(_blurry(), image, kernel, size, loss=loss, learning_rates=rates)
-        for _ in range(_NUM_RESTARTS.value)
-    ]
+    fits = [Fit(_blurry(), image, kernel, size, loss=loss, learning_rates=rates) for _ in range(_NUM_RESTARTS.value)]
 
     def turn() -> None:
         for _ in range(_STEPS.value):

@@ -36,6 +36,7 @@ _DATASET = flags.DEFINE_enum("dataset", "levin", ["lai", "levin"], "Which set.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the set.", required=True)
 _PRESET = flags.DEFINE_enum("preset", "fast", sorted(PRESETS), "The method.")
 _KERNEL_SIZE = flags.DEFINE_string("kernel_size", "auto", "'auto', 'published' (each kernel's own), or an odd number.")
+_TEACHER_WEIGHTS = flags.DEFINE_string("teacher_weights", None, "Weights of the network that the preset asks, if it does.")
 _SEEDS = flags.DEFINE_multi_integer("seed", [0], "Seed; repeat the flag for several runs of each image.")
 _MATCH = flags.DEFINE_multi_string("match", ["*"], "Only images whose names match this pattern; repeat it for several.")
 _LIMIT = flags.DEFINE_integer("limit", None, "Only the first so many images.", lower_bound=1)
@@ -132,7 +133,8 @@ def main(argv: list[str]) -> None:
         examples = [one for one in found if any(fnmatch.fnmatch(one.name, pattern) for pattern in _MATCH.value)][: _LIMIT.value]
         if not examples:
             raise InputError(f"--match={','.join(_MATCH.value)} fits no image of the set: names look like {found[0].name}")
-        configs = {example: configured(PRESETS[_PRESET.value], _KERNEL_SIZE.value, example) for example in examples}
+        preset = PRESETS[_PRESET.value].override(teacher_weights=_TEACHER_WEIGHTS.value)
+        configs = {example: configured(preset, _KERNEL_SIZE.value, example) for example in examples}
         runtime.set_up_cache()
 
         def run(blurry: np.ndarray, example: Example, seed: int) -> Result:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from jaxdeblur.config import KernelMlpConfig, SkipNetConfig, UNetConfig
+from jaxdeblur.config import KernelMlpConfig, SkipNetConfig
 from jaxdeblur.networks.skip import FIRST_NON_LOCAL_SCALE
 
 _SSIM_WINDOW, _SSIM_SIGMA, _C1, _C2 = 11, 1.5, 0.01**2, 0.03**2

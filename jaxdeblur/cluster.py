@@ -14,6 +14,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
 from collections import deque
@@ -24,6 +25,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from jaxdeblur.errors import InputError
 
 LOCAL = "local"
+_CONNECT_SECONDS = 10
 
 # A worker's end (no memory, a machine taken away) is not the picture's fault, so it has more tries than a failure.
 _MAX_DEATHS = 3
@@ -254,6 +256,17 @@ def _end_with_parent() -> None:
         os._exit(1)  # even if the parent was killed, nobody goes on working for it
 
 
+def _require_reachable(address: str) -> None:
+    """Raises InputError if nobody answers at ``host:port``; Ray itself would go on trying for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not (colon and port.isdigit()):
+        return  # a name that Ray knows what to make of
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(f"--ray={address}: nobody answers there ({error}); start the cluster, or give --ray=local") from None
+
+
 class _Ray:
     """A Ray cluster; see https://docs.ray.io."""
 
@@ -265,6 +278,7 @@ class _Ray:
             import ray
         except ImportError:
             raise InputError(f"--ray={address} needs Ray: install jaxdeblur's extra 'cluster', or leave --ray out") from None
+        _require_reachable(address)
         own: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False} if address == LOCAL else {}
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
