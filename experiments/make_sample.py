@@ -3,7 +3,7 @@
 A crop of a freely licensed photograph from scikit-image is blurred by a camera-shake kernel of our own, on the valid support
 (no boundary is made up), with Gaussian noise, and rounded to 8 bits. The same command gives the same pixels.
 
-    python experiments/make_sample.py
+    python -m experiments.make_sample
 """
 
 from __future__ import annotations

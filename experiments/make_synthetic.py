@@ -1,7 +1,7 @@
 """Makes a set of blurry pictures whose sharp picture and kernel are known, from any folder of sharp ones.
 
-    python experiments/make_synthetic.py --image_dir=photos --output_dir=data/synthetic
-    python experiments/make_synthetic.py --image_dir=photos --output_dir=data/night --blurs=motion --exposure=3
+    python -m experiments.make_synthetic --image_dir=photos --output_dir=data/synthetic
+    python -m experiments.make_synthetic --image_dir=photos --output_dir=data/night --blurs=motion --exposure=3
 
 Every sharp picture is blurred by every kernel at every noise level. The blur is true convolution on the valid support: nothing
 is made up beyond the picture's border, which is cut off instead, by as much for all kernels, so that all versions of a picture

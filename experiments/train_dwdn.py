@@ -1,8 +1,8 @@
 """Trains DWDN, the non-blind teacher, on made-up camera shake over a folder of sharp pictures.
 
-    python experiments/train_dwdn.py --data_dir=pictures --output_dir=dwdn --widths=16,24 --num_blocks=1 --num_steps=20 \
+    python -m experiments.train_dwdn --data_dir=pictures --output_dir=dwdn --widths=16,24 --num_blocks=1 --num_steps=20 \
         --batch_size=2 --crop=64 --kernel_sizes=7,15
-    python experiments/train_dwdn.py --data_dir=pictures --output_dir=dwdn --num_steps=300000 --batch_size=16 --crop=256
+    python -m experiments.train_dwdn --data_dir=pictures --output_dir=dwdn --num_steps=300000 --batch_size=16 --crop=256
 
 The first is a smoke run for a CPU, the second a real one for a GPU. A run that is started again in its output folder goes on
 from its last checkpoint, and ends with the same parameters as an unbroken one. Written to ``--output_dir``:
