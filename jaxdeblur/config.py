@@ -463,6 +463,16 @@ class Config:
             self.teacher is not None or not (self.final == "teacher" or (self.fit is not None and self.fit.needs_teacher)),
             f"{self.name}: a pre-trained network is asked but none is named; give a teacher",
         )
+        if self.teacher is not None and self.teacher.name == "dwdn":
+            classical = self.teacher.kernel_source == "classical"
+            _require(
+                not classical or self.initialiser is not None,
+                f"{self.name}: dwdn deconvolves with the classical kernel; give an initialiser (preset weak_dwdn has one)",
+            )
+            _require(
+                classical or self.final != "teacher",
+                f"{self.name}: dwdn alone has no current estimate; choose kernel_source='classical'",
+            )
         _require(
             self.final != "teacher" or self.fit is None,
             f"{self.name}: final 'teacher' makes no use of a fit; leave the fit out",

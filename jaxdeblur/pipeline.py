@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdeblur.classical import finish, variational
-from jaxdeblur.classical.initialiser import estimate_kernel, informative_crop
+from jaxdeblur.classical.initialiser import KernelEstimate, estimate_kernel, informative_crop
 from jaxdeblur.classical.noise import noise_std as estimate_noise_std
 from jaxdeblur.classical.saturated import misfit_by_clipping
-from jaxdeblur.config import SMALLEST_SIDE, Config, InitialiserConfig, KernelLogitsConfig
+from jaxdeblur.config import SMALLEST_SIDE, Config, FitConfig, InitialiserConfig, KernelLogitsConfig
 from jaxdeblur.errors import InputError
 from jaxdeblur.imaging.colour import luma, rgb_to_ycbcr, ycbcr_to_rgb
 from jaxdeblur.networks.teachers.teacher import Teacher
@@ -110,131 +110,191 @@ def deblur(
     """
     if config.needs_kernel and kernel is None:
         raise InputError(f"preset {config.name!r} restores the image for a known kernel only; give the kernel")
-    teacher: Teacher | None = None
     # Before anything that takes time: weights are what is most often not in its place.
-    weights = load_teacher(config.teacher.name, config.teacher.weights) if config.teacher is not None else {}
+    weights = load_teacher(config.teacher.name, config.teacher.weights) if config.teacher is not None else None
     clock = _Clock()
+    with clock("observe"):
+        scene = _observe(image, config)
+    warnings: list[str] = []
+
+    kernels: dict[str, np.ndarray] = {}
+    size = config.kernel_size
+    if kernel is not None:
+        kernels["given"] = _check_kernel(kernel, scene.grey.shape)
+    elif config.initialiser is not None or (size is None and config.fit is not None):
+        with clock("initialise"):
+            estimate = _initialise(scene, progress)
+        size = estimate.kernel.shape[0]
+        if estimate.touches_border:
+            warnings.append(f"the kernel reaches the border of its {size}-pixel support; a larger --kernel_size may help")
+        if config.initialiser is not None:
+            kernels["classical"] = estimate.kernel
+
+    teacher: Teacher | None = None
+    surrogate: np.ndarray | None = None
+    if config.teacher is not None and weights is not None:
+        with clock("teacher"):
+            first = next(iter(kernels.values()), None) if config.teacher.kernel_source == "classical" else None
+            teacher = Teacher(config.teacher.name, weights, None if first is None else jnp.asarray(first))
+            surrogate = None if teacher.follows_estimate else teacher_restoration(teacher, scene.blurry)
+
+    fitted: FitResult | None = None
+    if config.fit is not None:
+        with clock("fit"):
+            fitted = _fit(scene, config.fit, kernels, size, teacher, surrogate, key, progress, snapshot)
+        warnings += _restart_warnings(fitted)
+        if "given" not in kernels and config.fit.kernel_generator is not None:
+            kernels["deep prior"] = np.asarray(centre_kernel(jnp.asarray(fitted.kernel), subpixel=False))
+    if not kernels:
+        kernels["none"] = np.pad(np.ones((1, 1), np.float32), 1)
+        warnings.append("this network finds no kernel; the one that is written is that of no blur")
+
+    with clock("judge"):
+        scores = _judge(scene, kernels)
+    with clock("finish"):
+        if config.final == "generator" and fitted is not None:
+            name, chosen = next(reversed(kernels)), "generator"
+            restored = _with_luma(scene.blurry, fitted.image)
+        elif config.final == "teacher" and surrogate is not None:
+            name, chosen = next(iter(kernels)), "teacher"
+            restored = surrogate
+        else:
+            name = min(kernels, key=lambda candidate: scores[candidate])
+            method = config.final if config.final in ("hyper_laplacian", "saturated") else "sparse"
+            chosen = f"{name} kernel, {method}"
+            restored = _restore(scene, kernels[name], method, progress)
+            if method != "saturated" and _hides_lamps(scene, restored, kernels[name]):
+                warnings.append("the picture does not explain its clipped highlights; --final=saturated may restore it better")
+    restored = np.clip(restored, 0.0, 1.0).astype(np.float32)
+    result = Result(
+        restored=restored,
+        kernel=kernels[name],
+        candidates=tuple(Candidate(label, scores[label], label == name) for label in kernels),
+        chosen=chosen,
+        history={},
+        seconds=clock.seconds,
+        noise_std=scene.noise_std,
+        kernel_size=kernels[name].shape[0],
+        warnings=tuple(warnings),
+    )
+    return result if fitted is None else _with_account(result, fitted)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scene:
+    """What is seen, and how it is dealt with.
+
+    Attributes:
+      blurry: as given, checked.
+      grey: ``[H, W]``.
+      noise_std: in [0, 1] units.
+      window: the informative part of a large picture, in which kernels are refined and judged.
+      initialiser: how a kernel, or at least its size, is found.
+      config: of the run.
+    """
+
+    blurry: np.ndarray
+    grey: np.ndarray
+    noise_std: float
+    window: tuple[slice, slice]
+    initialiser: InitialiserConfig
+    config: Config
+
+
+def _observe(image: np.ndarray | jax.Array, config: Config) -> _Scene:
     blurry = _check_image(image)
     grey = _grey(blurry)
-    known = None if kernel is None else _check_kernel(kernel, grey.shape)
     if config.kernel_size is not None and config.kernel_size >= min(grey.shape):
         raise InputError(
             f"kernel size {config.kernel_size} does not fit an image of {grey.shape[1]}×{grey.shape[0]} pixels; "
             "give a smaller one"
         )
-    with clock("observe"):
-        noise = max(float(estimate_noise_std(grey)), config.smallest_noise_std)
     initialiser = config.initialiser or _SIZE_ONLY
-    window = informative_crop(grey, initialiser.refine_side)
-    warnings: list[str] = []
+    noise = max(float(estimate_noise_std(grey)), config.smallest_noise_std)
+    return _Scene(blurry, grey, noise, informative_crop(grey, initialiser.refine_side), initialiser, config)
 
-    kernels: dict[str, np.ndarray] = {}
-    shape = (config.kernel_size, config.kernel_size) if config.kernel_size is not None else None
-    if known is not None:
-        kernels["given"], shape = known, known.shape
-    elif config.initialiser is not None or (shape is None and config.fit is not None):
-        with clock("initialise"):
-            estimate = estimate_kernel(
-                grey[informative_crop(grey, initialiser.image_side)],
-                initialiser,
-                kernel_size=config.kernel_size,
-                noise_std=noise,
-                progress=progress and (lambda done, total: progress("kernel", done, total, {})),
-            )
-        shape = estimate.kernel.shape
-        if estimate.touches_border:
-            warnings.append(f"the kernel reaches the border of its {shape[0]}-pixel support; a larger --kernel_size may help")
-        if config.initialiser is not None:
-            kernels["classical"] = estimate.kernel
 
-    if config.final == "teacher" and not kernels:
-        kernels["none"] = np.pad(np.ones((1, 1), np.float32), 1)
-        warnings.append("this network finds no kernel; the one that is written is that of no blur")
-    surrogate: np.ndarray | None = None
-    if config.teacher is not None:
-        with clock("teacher"):
-            first = next(iter(kernels.values()), None) if config.teacher.kernel_source == "classical" else None
-            teacher = Teacher(config.teacher.name, weights, None if first is None else jnp.asarray(first))
-            if not teacher.follows_estimate:
-                surrogate = teacher_restoration(teacher, blurry)
-
-    fitted: FitResult | None = None
-    if config.fit is not None:
-        assert shape is not None
-        fixed = known if config.fit.kernel_generator is not None else next(iter(kernels.values()))
-        starts_from_guess = isinstance(config.fit.kernel_generator, KernelLogitsConfig) and fixed is None
-        # The whole image only where the generator's own picture is wanted: steps cost in proportion to the pixels.
-        whole = config.final == "generator" or config.num_posterior_samples > 0
-        with clock("fit"):
-            fitted = fit(
-                grey if whole else grey[window],
-                config.fit,
-                key=key,
-                kernel_size=shape,
-                kernel=fixed,
-                num_restarts=config.num_restarts,
-                initial_kernel=kernels.get("classical") if starts_from_guess else None,
-                teacher=teacher,
-                surrogate=None if surrogate is None else _grey(surrogate)[... if whole else window],
-                noise_std=noise,
-                num_posterior_samples=config.num_posterior_samples,
-                progress=progress,
-                snapshot=snapshot,
-            )
-        warnings += _restart_warnings(fitted)
-        if fixed is None:
-            kernels["deep prior"] = np.asarray(centre_kernel(jnp.asarray(fitted.kernel), subpixel=False))
-
-    with clock("judge"):
-        scores = _judge(grey[window], kernels, initialiser, noise)
-    name = min(kernels, key=lambda candidate: scores[candidate])
-    with clock("finish"):
-        if config.final == "generator" and fitted is not None:
-            name = next(reversed(kernels))  # the generator's own
-            chosen = "generator"
-            restored = _with_luma(blurry, fitted.image)
-        elif surrogate is not None and config.final == "teacher":
-            chosen = f"{name} kernel, teacher" if name != "none" else "teacher"
-            restored = surrogate
-        else:
-            method = config.final if config.final in ("hyper_laplacian", "saturated") else "sparse"
-            chosen = f"{name} kernel, {method}"
-            restored = finish.restore(
-                blurry,
-                kernels[name],
-                method,
-                config.nonblind,
-                noise_std=noise,
-                progress=progress and (lambda done, total: progress("final image", done, total, {})),
-            )
-            if method != "saturated":
-                misfit = misfit_by_clipping(jnp.asarray(blurry), jnp.asarray(restored), jnp.asarray(kernels[name]))
-                if misfit > max(_MISFIT_OF_LAMPS, 2 * noise):
-                    warnings.append(
-                        "the picture does not explain its clipped highlights; --final=saturated may restore it better"
-                    )
-    restored = np.clip(restored, 0.0, 1.0).astype(np.float32)
-    return Result(
-        restored=restored,
-        kernel=kernels[name],
-        candidates=tuple(Candidate(label, scores[label], label == name) for label in kernels),
-        chosen=chosen,
-        history={} if fitted is None else _curves(fitted),
-        seconds=clock.seconds,
-        noise_std=noise,
-        kernel_size=kernels[name].shape[0],
-        warnings=tuple(warnings),
-        posterior_mean=None if fitted is None or fitted.posterior_mean is None else fitted.posterior_mean[fitted.best],
-        posterior_std=None if fitted is None or fitted.posterior_std is None else fitted.posterior_std[fitted.best],
-        stop=None if fitted is None else fitted.statuses[fitted.best].stop,
+def _initialise(scene: _Scene, progress: Progress | None) -> KernelEstimate:
+    """The classical estimate of the kernel."""
+    return estimate_kernel(
+        scene.grey[informative_crop(scene.grey, scene.initialiser.image_side)],
+        scene.initialiser,
+        kernel_size=scene.config.kernel_size,
+        noise_std=scene.noise_std,
+        progress=progress and (lambda done, total: progress("kernel", done, total, {})),
     )
 
 
-def _curves(fitted: FitResult) -> dict[str, list[float]]:
-    """The best restart's curves, up to its last step."""
-    curves = {"fit": fitted.losses[fitted.best], "error": fitted.errors[fitted.best]}
+def _fit(
+    scene: _Scene,
+    fit_config: FitConfig,
+    kernels: Mapping[str, np.ndarray],
+    size: int | None,
+    teacher: Teacher | None,
+    surrogate: np.ndarray | None,
+    key: jax.Array,
+    progress: Progress | None,
+    snapshot: Snapshot | None,
+) -> FitResult:
+    """The deep prior, fitted for the kernel that is given, or from the classical one, or from scratch."""
+    fixed = kernels.get("given")
+    if fixed is None and fit_config.kernel_generator is None:
+        fixed = kernels["classical"]
+    start = kernels.get("classical") if isinstance(fit_config.kernel_generator, KernelLogitsConfig) else None
+    if fixed is not None:
+        shape = (fixed.shape[0], fixed.shape[1])
+    else:
+        assert size is not None
+        shape = (size, size)
+    # The whole image only where the generator's own picture is wanted: steps cost in proportion to the pixels.
+    whole = scene.config.final == "generator" or scene.config.num_posterior_samples > 0
+    window = (slice(None), slice(None)) if whole else scene.window
+    return fit(
+        scene.grey[window],
+        fit_config,
+        key=key,
+        kernel_size=shape,
+        kernel=fixed,
+        num_restarts=scene.config.num_restarts,
+        initial_kernel=None if fixed is not None else start,
+        teacher=teacher,
+        surrogate=None if surrogate is None else _grey(surrogate)[window],
+        noise_std=scene.noise_std,
+        num_posterior_samples=scene.config.num_posterior_samples,
+        progress=progress,
+        snapshot=snapshot,
+    )
+
+
+def _restore(scene: _Scene, kernel: np.ndarray, method: str, progress: Progress | None) -> np.ndarray:
+    return finish.restore(
+        scene.blurry,
+        kernel,
+        method,
+        scene.config.nonblind,
+        noise_std=scene.noise_std,
+        progress=progress and (lambda done, total: progress("final image", done, total, {})),
+    )
+
+
+def _hides_lamps(scene: _Scene, restored: np.ndarray, kernel: np.ndarray) -> bool:
+    """Whether the picture has highlights that a linear method cannot explain."""
+    misfit = misfit_by_clipping(jnp.asarray(scene.blurry), jnp.asarray(restored), jnp.asarray(kernel))
+    return float(misfit) > max(_MISFIT_OF_LAMPS, 2 * scene.noise_std)
+
+
+def _with_account(result: Result, fitted: FitResult) -> Result:
+    """``result`` with what the deep prior's fit has to tell."""
+    best = fitted.best
+    curves = {"fit": fitted.losses[best], "error": fitted.errors[best]}
     taken = np.isfinite(curves["fit"])
-    return {name: [float(value) for value in curve[taken]] for name, curve in curves.items()}
+    return dataclasses.replace(
+        result,
+        history={name: [float(value) for value in curve[taken]] for name, curve in curves.items()},
+        posterior_mean=None if fitted.posterior_mean is None else fitted.posterior_mean[best],
+        posterior_std=None if fitted.posterior_std is None else fitted.posterior_std[best],
+        stop=fitted.statuses[best].stop,
+    )
 
 
 def _grey(image: np.ndarray) -> np.ndarray:
@@ -292,19 +352,19 @@ def _check_kernel(kernel: np.ndarray | jax.Array, shape: tuple[int, int]) -> np.
     return array / array.sum()
 
 
-def _judge(grey: np.ndarray, kernels: Mapping[str, np.ndarray], config: InitialiserConfig, noise: float) -> dict[str, float]:
+def _judge(scene: _Scene, kernels: Mapping[str, np.ndarray]) -> dict[str, float]:
     """The surprise of each kernel, or NaN where there is nothing to choose."""
     if len(kernels) == 1:
         return dict.fromkeys(kernels, float("nan"))
     shape = (max(k.shape[0] for k in kernels.values()), max(k.shape[1] for k in kernels.values()))
-    variance = variational.noise_variance(noise, smallest=config.noise_variance)
+    variance = variational.noise_variance(scene.noise_std, smallest=scene.initialiser.noise_variance)
     scores = {
         name: float(
             variational.surprise(
-                jnp.asarray(grey),
+                jnp.asarray(scene.grey[scene.window]),
                 pad_kernel(jnp.asarray(kernel), shape),
                 noise_variance=variance,
-                camera_blur_std=config.camera_blur_std,
+                camera_blur_std=scene.initialiser.camera_blur_std,
             )
         )
         for name, kernel in kernels.items()

@@ -357,7 +357,7 @@ _SMALL_WITHOUT = (4000, 16, 1e-3)
 
 
 def small(config: Config) -> Config:
-    """``config`` narrow and short enough for two CPU cores: fewer channels, no non-local blocks, schedules shortened in proportion.
+    """``config`` narrow and short enough for two CPU cores: fewer channels, no non-local blocks, schedules shrunk to match.
 
     Args:
       config: with a deep prior.
