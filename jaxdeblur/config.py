@@ -287,6 +287,30 @@ class FitConfig:
         """Whether the kernel generator is sampled too."""
         return any(value > 0 for schedule in (self.kernel_input_noise_std, self.kernel_dropout_rate) for _, value in schedule)
 
+    def stopped(self, criterion: str | None, *, patience: int | None = None, from_step: int | None = None) -> FitConfig:
+        """The same fit with what is not None of its early end changed; see :meth:`Config.override`.
+
+        Raises:
+          InputError: a value is out of range, or there is no early end whose values could be set.
+        """
+        if criterion == "off":
+            _require(patience is None and from_step is None, "stopping is off: its patience and first step say nothing")
+            return dataclasses.replace(self, stopping=None)
+        given: dict[str, Any] = {
+            name: value for name, value in (("patience", patience), ("from_step", from_step)) if value is not None
+        }
+        if criterion is None:
+            _require(not given or self.stopping is not None, "this preset does not stop early: choose a stopping criterion too")
+            return (
+                self
+                if self.stopping is None
+                else dataclasses.replace(self, stopping=dataclasses.replace(self.stopping, **given))
+            )
+        usual = {"from_step": round(0.3 * self.num_iterations)}
+        if criterion == "variance":
+            usual["patience"] = max(1, self.num_iterations // 10)
+        return dataclasses.replace(self, stopping=StoppingConfig(**({"criterion": criterion} | usual | given)))
+
     def stretched(self, num_iterations: int) -> FitConfig:
         """The same fit in another number of steps: every schedule is stretched or shrunk in proportion.
 
@@ -495,8 +519,14 @@ class Config:
         final: Final | None = None,
         teacher: str | None = None,
         teacher_weights: str | None = None,
+        stopping: str | None = None,
+        stopping_patience: int | None = None,
+        stopping_from: int | None = None,
     ) -> Config:
         """A copy with the fields that are not None replaced; a fit's schedules are stretched with ``num_iterations``.
+
+        ``stopping`` is a criterion of :class:`StoppingConfig`, or ``off``. If nothing else is said, iterates count from three
+        tenths of the steps on, and 30 steps without a smaller error, or a tenth of all without a smaller variance, end it.
 
         Raises:
           InputError: a value is out of range, or the preset has nothing that it could set.
@@ -515,13 +545,17 @@ class Config:
             ("num_iterations", num_iterations),
             ("num_restarts", num_restarts),
             ("num_posterior_samples", num_posterior_samples),
+            ("stopping", stopping),
+            ("stopping_patience", stopping_patience),
+            ("stopping_from", stopping_from),
         ):
             _require(
                 value is None or self.fit is not None,
                 f"{name} cannot be set: preset {self.name!r} fits no deep prior; choose another preset",
             )
-        if num_iterations is not None and self.fit is not None:
-            changes["fit"] = self.fit.stretched(num_iterations)
+        if self.fit is not None:
+            fit = self.fit if num_iterations is None else self.fit.stretched(num_iterations)
+            changes["fit"] = fit.stopped(stopping, patience=stopping_patience, from_step=stopping_from)
         named: dict[str, Any] = {
             field: value for field, value in (("name", teacher), ("weights", teacher_weights)) if value is not None
         }

@@ -87,6 +87,15 @@ def define_flags() -> flags.FlagValues:
         flag_values=values,
     )
     flags.DEFINE_integer("seed", 0, "Seed of all randomness.", lower_bound=0, flag_values=values)
+    flags.DEFINE_enum(
+        "stopping",
+        None,
+        ["off", "error", "variance"],
+        "When the deep prior's fit ends early: once its error, or its picture's moving variance, falls no more.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer("stopping_patience", None, "Steps without improvement that end it.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("stopping_from", None, "Step from which on that counts.", lower_bound=0, flag_values=values)
     flags.DEFINE_enum("teacher", None, ["dmphn", "dwdn"], "Pre-trained network, in presets that ask one.", flag_values=values)
     string("teacher_weights", None, "File or folder of that network's weights; they do not come with jaxdeblur.")
     flags.DEFINE_enum("final", None, FINALS, "How the final picture is made from the kernel.", flag_values=values)
@@ -222,6 +231,9 @@ def _config(values: flags.FlagValues, saved: SavedRun | None) -> Config:
         final=values.final,
         teacher=values.teacher,
         teacher_weights=values.teacher_weights,
+        stopping=values.stopping,
+        stopping_patience=values.stopping_patience,
+        stopping_from=values.stopping_from,
     )
 
 

@@ -11,6 +11,7 @@ from jaxdeblur.config import (
     LossInterval,
     NonblindConfig,
     SkipNetConfig,
+    StoppingConfig,
     UNetConfig,
     check_kernel_size,
 )
@@ -102,6 +103,32 @@ def test_only_a_config_that_estimates_no_kernel_needs_one():
     assert Config(initialiser=None, fit=without).needs_kernel
     assert not Config(fit=without).needs_kernel
     assert not Config(initialiser=None, fit=FitConfig()).needs_kernel
+
+
+class TestStopped:
+    fit = FitConfig(num_iterations=1000)
+
+    def test_usual_values_follow_the_length(self):
+        assert self.fit.stopped("error").stopping == StoppingConfig("error", patience=30, from_step=300)
+        assert self.fit.stopped("variance").stopping == StoppingConfig("variance", patience=100, from_step=300)
+        assert self.fit.stopped("error", patience=5, from_step=7).stopping == StoppingConfig("error", patience=5, from_step=7)
+
+    def test_a_presets_own_end_is_changed_or_taken_away(self):
+        stopping = dataclasses.replace(self.fit, stopping=StoppingConfig(patience=9, from_step=50))
+        assert stopping.stopped(None) == stopping
+        assert stopping.stopped(None, patience=3).stopping == StoppingConfig(patience=3, from_step=50)
+        assert stopping.stopped("off").stopping is None
+        assert stopping.stretched(100).stopping == StoppingConfig(patience=9, from_step=5)
+
+    def test_values_of_no_end_are_refused(self):
+        with pytest.raises(InputError, match="choose a stopping criterion"):
+            self.fit.stopped(None, patience=3)
+        with pytest.raises(InputError, match="stopping is off"):
+            self.fit.stopped("off", patience=3)
+        with pytest.raises(InputError, match="unknown stopping criterion"):
+            self.fit.stopped("loss")
+        with pytest.raises(InputError, match="fits no deep prior"):
+            Config().override(stopping="error")
 
 
 class TestOverride:
