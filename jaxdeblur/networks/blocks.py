@@ -34,18 +34,20 @@ class Conv(nn.Module):
       size: 1 or 3.
       stride: 1, or 2 with size 3.
       cancelled_bias: whether the bias is cancelled by what follows, and need not be added.
+      zero_start: start from weights of zero, so that every pixel is alike at first.
     """
 
     channels: int
     size: int = 1
     stride: int = 1
     cancelled_bias: bool = True
+    zero_start: bool = False
 
     @nn.compact
     def __call__(self, image: jax.Array, input_gain: jax.Array | None = None) -> jax.Array:
         """Convolves ``image``, whose channels are first multiplied by ``input_gain [..., 1, 1, C]`` if given."""
         in_channels = image.shape[-1]
-        init = uniform_fan_in(in_channels * self.size**2)
+        init = nn.initializers.zeros if self.zero_start else uniform_fan_in(in_channels * self.size**2)
         shape = (in_channels, self.channels) if self.size == 1 else (self.size, self.size, in_channels, self.channels)
         kernel = self.param("kernel", init, shape)
         bias = self.param("bias", init, (self.channels,))

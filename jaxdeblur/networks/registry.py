@@ -103,5 +103,7 @@ def _convolutional(
             f"the {what} generator halves its resolution too often for {shape[0]}x{shape[1]} pixels: it needs more than "
             f"{2**depth} a side, or fewer scales"
         )
-    module = SkipNet(config) if isinstance(config, SkipNetConfig) else UNet(config)
+    # A kernel that starts anywhere but flat stays where it happens to be largest, which may be a corner that cuts it off.
+    flat = activation == "softmax"
+    module = SkipNet(config, flat) if isinstance(config, SkipNetConfig) else UNet(config, flat)
     return Generator(module, (*shape, config.latent_channels), config.latent_scale, activation)

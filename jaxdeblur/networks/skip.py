@@ -55,9 +55,11 @@ class SkipNet(nn.Module):
 
     Attributes:
       config: widths and depth.
+      flat_start: whether all pixels are alike at first.
     """
 
     config: SkipNetConfig
+    flat_start: bool = False
 
     @nn.compact
     def __call__(self, latent: jax.Array, dropout_rate: jax.Array | None = None) -> jax.Array:
@@ -71,7 +73,7 @@ class SkipNet(nn.Module):
           ``[H, W]``.
         """
         features = self._scale(latent, 0, dropout_rate)
-        return Conv(1, cancelled_bias=False, name="out_conv")(features)[..., 0]
+        return Conv(1, cancelled_bias=False, zero_start=self.flat_start, name="out_conv")(features)[..., 0]
 
     def _conv_norm(self, image: jax.Array, name: str, channels: int, size: int = 1, stride: int = 1) -> jax.Array:
         image = Conv(channels, size, stride, name=f"{name}_conv")(image)

@@ -26,9 +26,11 @@ class UNet(nn.Module):
 
     Attributes:
       config: widths and depth.
+      flat_start: whether all pixels are alike at first.
     """
 
     config: UNetConfig
+    flat_start: bool = False
 
     @nn.compact
     def __call__(self, latent: jax.Array, dropout_rate: jax.Array | None = None) -> jax.Array:
@@ -49,7 +51,7 @@ class UNet(nn.Module):
             features = Dropout(name=f"dropout{level}")(features, dropout_rate)
             features = jnp.concatenate(layers.crop_to_common(levels.pop(), layers.upsample_bilinear(features)), axis=-1)
             features = self._block(features, f"decode{level}")
-        return Conv(1, cancelled_bias=False, name="out_conv")(features)[..., 0]
+        return Conv(1, cancelled_bias=False, zero_start=self.flat_start, name="out_conv")(features)[..., 0]
 
     def _block(self, image: jax.Array, name: str, stride: int = 1) -> jax.Array:
         image = Conv(self.config.channels, 3, stride, name=f"{name}_conv")(image)

@@ -98,6 +98,15 @@ def test_convolutional_kernel_generators_serve_every_kernel_size(size):
     assert bool(jnp.isfinite(kernel).all())
 
 
+@pytest.mark.parametrize("config", [SKIP, UNET], ids=lambda config: config.name)
+def test_convolutional_kernel_generators_start_flat(config):
+    """Otherwise a kernel grows where chance has put its largest pixel, and may be cut off in a corner."""
+    generator = registry.kernel_generator(config, (9, 11))
+    np.testing.assert_allclose(generator.apply(*_start(generator)), 1 / 99, rtol=1e-5)
+    image = registry.image_generator(config, (20, 21))
+    assert float(jnp.std(image.apply(*_start(image)))) > 1e-3
+
+
 def _count(generator):
     latent = jax.ShapeDtypeStruct(generator.latent_shape, jnp.float32)
     return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(generator.module.init, PARAMS_KEY, latent)))
