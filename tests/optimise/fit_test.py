@@ -204,7 +204,8 @@ class TestSampling:
             program, schedules = _program(scene, config), plan(config)
             state = initial_state(program, KEY[None])
             keys = step.sample_keys(state.keys, state.step, jnp.arange(4))
-            params = step.unflatten(program, state.params)["kernel"]
+            # Moved off their start, which is flat whatever is dropped.
+            params = step.unflatten(program, {"kernel": state.params["kernel"] + 0.1})["kernel"]
             kernels = step.sample(program, "kernel", params, state.latents["kernel"], keys, schedules, state.step)
             assert kernels.shape == (1, number, KERNEL_SIZE, KERNEL_SIZE)
             assert number == 1 or float(jnp.std(kernels, axis=1).max()) > 0
