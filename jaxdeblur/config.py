@@ -306,7 +306,9 @@ class FitConfig:
                 if self.stopping is None
                 else dataclasses.replace(self, stopping=dataclasses.replace(self.stopping, **given))
             )
-        usual = {"from_step": round(0.3 * self.num_iterations)}
+        # The error leaps when the loss changes, and takes a while to come down again.
+        settled = self.loss_intervals[-1].start + round(0.1 * self.num_iterations)
+        usual = {"from_step": max(settled, round(0.3 * self.num_iterations))}
         if criterion == "variance":
             usual["patience"] = max(1, self.num_iterations // 10)
         return dataclasses.replace(self, stopping=StoppingConfig(**({"criterion": criterion} | usual | given)))
@@ -526,7 +528,8 @@ class Config:
         """A copy with the fields that are not None replaced; a fit's schedules are stretched with ``num_iterations``.
 
         ``stopping`` is a criterion of :class:`StoppingConfig`, or ``off``. If nothing else is said, iterates count from three
-        tenths of the steps on, and 30 steps without a smaller error, or a tenth of all without a smaller variance, end it.
+        tenths of the steps on, but not in the tenth after the loss has changed, and 30 steps without a smaller error, or a
+        tenth of all without a smaller variance, end it.
 
         Raises:
           InputError: a value is out of range, or the preset has nothing that it could set.
