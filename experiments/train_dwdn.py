@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import app, flags
+from absl import flags
 
 from jaxdeblur import runtime
 from jaxdeblur.classical import finish
@@ -49,19 +49,28 @@ from jaxdeblur.networks.teachers.weights import save_teacher
 from jaxdeblur.operators.blur import blur_valid, crop_to_blurry
 from jaxdeblur.operators.trajectories import motion_kernel
 
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of sharp pictures.", required=True)
-_TEST_DIR = flags.DEFINE_string("test_dir", None, "Folder of sharp pictures to hold out instead of some of --data_dir.")
-_OUTPUT_DIR = flags.DEFINE_string("output_dir", "dwdn", "Where checkpoints, parameters and curves go.")
-_FEATURES = flags.DEFINE_integer("features", 16, "Channels that are deconvolved.", lower_bound=1)
-_WIDTHS = flags.DEFINE_list("widths", ["32", "64", "128"], "Channels at each resolution.")
-_NUM_BLOCKS = flags.DEFINE_integer("num_blocks", 3, "Residual blocks in each stage.", lower_bound=1)
-_NUM_STEPS = flags.DEFINE_integer("num_steps", 300_000, "Steps of the whole run.", lower_bound=1)
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Crops in a step.", lower_bound=1)
-_CROP = flags.DEFINE_integer("crop", 256, "Side of a blurry crop.", lower_bound=32)
-_KERNEL_SIZES = flags.DEFINE_list("kernel_sizes", ["7", "31"], "Smallest and largest odd side of a kernel.")
-_LEARNING_RATE = flags.DEFINE_float("learning_rate", 1e-3, "Adam's, at its highest; it falls to a hundredth as a cosine.")
-_VALIDATE_EVERY = flags.DEFINE_integer("validate_every", 250, "Steps between validations and checkpoints.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the start and the examples.")
+# Its own, so that other experiments may have flags of the same names.
+_FLAGS = flags.FlagValues()
+_HELP = flags.DEFINE_bool("help", False, "Print this and stop.", short_name="h", flag_values=_FLAGS)
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of sharp pictures.", flag_values=_FLAGS)
+_TEST_DIR = flags.DEFINE_string(
+    "test_dir", None, "Folder of sharp pictures to hold out instead of some of --data_dir.", flag_values=_FLAGS
+)
+_OUTPUT_DIR = flags.DEFINE_string("output_dir", "dwdn", "Where checkpoints, parameters and curves go.", flag_values=_FLAGS)
+_FEATURES = flags.DEFINE_integer("features", 16, "Channels that are deconvolved.", lower_bound=1, flag_values=_FLAGS)
+_WIDTHS = flags.DEFINE_list("widths", ["32", "64", "128"], "Channels at each resolution.", flag_values=_FLAGS)
+_NUM_BLOCKS = flags.DEFINE_integer("num_blocks", 3, "Residual blocks in each stage.", lower_bound=1, flag_values=_FLAGS)
+_NUM_STEPS = flags.DEFINE_integer("num_steps", 300_000, "Steps of the whole run.", lower_bound=1, flag_values=_FLAGS)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Crops in a step.", lower_bound=1, flag_values=_FLAGS)
+_CROP = flags.DEFINE_integer("crop", 256, "Side of a blurry crop.", lower_bound=32, flag_values=_FLAGS)
+_KERNEL_SIZES = flags.DEFINE_list("kernel_sizes", ["7", "31"], "Smallest and largest odd side of a kernel.", flag_values=_FLAGS)
+_LEARNING_RATE = flags.DEFINE_float(
+    "learning_rate", 1e-3, "Adam's, at its highest; it falls to a hundredth as a cosine.", flag_values=_FLAGS
+)
+_VALIDATE_EVERY = flags.DEFINE_integer(
+    "validate_every", 250, "Steps between validations and checkpoints.", lower_bound=1, flag_values=_FLAGS
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Of the start and the examples.", flag_values=_FLAGS)
 
 _LARGEST_NOISE_STD = 0.05
 _TEST_NOISE_STDS = (0.0, 0.01, 0.03)
@@ -384,10 +393,17 @@ def _config() -> TrainConfig:
 
 
 def main(argv: list[str]) -> None:
+    """Runs a command line: the program's name and its arguments."""
     runtime.relaunch_with_huge_pages()
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
     try:
+        _, *unexpected = _FLAGS(argv)
+        if _HELP.value:
+            print(__doc__, _FLAGS.get_help(), sep="\n")
+            return
+        if unexpected:
+            raise InputError(f"unexpected argument {unexpected[0]!r}: everything is a flag")
+        if not _DATA_DIR.value:
+            raise InputError("--data_dir is missing: give a folder of sharp pictures")
         config = _config()
         smallest = config.crop + config.kernel_sizes[1] - 1
         pictures = read_pictures(_DATA_DIR.value, smallest)
@@ -406,9 +422,9 @@ def main(argv: list[str]) -> None:
         state = train(config, crops, cases, folder)
         draw_curve(_curve_until(folder / "curve.csv", config.num_steps), folder / "curve.png")
         print(*comparison(state.best_params, cases), sep="\n")
-    except InputError as error:
+    except (InputError, flags.Error) as error:
         sys.exit(str(error))
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main(sys.argv)
