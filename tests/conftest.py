@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import sys
 import tempfile
+from collections.abc import Iterator
 
 import pytest
 
@@ -14,3 +16,11 @@ def pytest_configure(config: pytest.Config) -> None:
     if _CACHE not in os.environ:
         os.environ[_CACHE] = tempfile.mkdtemp(prefix="jaxdeblur-tests-")
         config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(_CACHE), ignore_errors=True))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs() -> Iterator[None]:
+    """A process may map only so many pieces of memory, and every compiled program takes some."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()

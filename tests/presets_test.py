@@ -192,7 +192,8 @@ def teacher():
     return Teacher("dwdn", jax.jit(module.init)(jax.random.key(0), jnp.zeros((22, 25)), kernel)["params"], kernel)
 
 
-@pytest.mark.parametrize("name", FITTING)
+# Small variants differ from these in sizes and numbers, which a tiny net does not see.
+@pytest.mark.parametrize("name", [name for name in FITTING if name not in SMALL])
 def test_restarts_side_by_side_equal_single_ones(name, one_step, teacher):
     """Three steps of two restarts against each alone with the same key: equal up to the order of sums in single precision."""
     fit: FitConfig = PRESETS[name].fit

@@ -47,7 +47,7 @@ def test_a_name_with_brackets_is_itself_before_it_is_a_glob(folder):
 
 def test_a_folder_passes_over_what_is_no_picture_and_its_own_results(folder):
     outputs = Outputs(folder, "a")
-    for path in outputs.all(".png"):
+    for path in outputs.all(".png", fitted=True, posterior=True):
         path.touch()
     (folder / "street_preview.png").touch()  # no report beside it: a picture like any other
     lines = []
