@@ -1,6 +1,7 @@
 """The presets: as published, each departing from its parent in the fields that are listed here and in no other."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -126,6 +127,9 @@ def test_the_default_finds_the_kernel_size_by_itself():
     assert deblur.__defaults__ == (PRESETS["fast"],)
 
 
+_COUNT = itertools.count()
+
+
 def _values(schedule, *steps):
     return [float(piecewise_constant(schedule).at(jnp.asarray(step))) for step in steps]
 
@@ -190,6 +194,14 @@ def teacher():
     module = Dwdn(DwdnConfig(features=1, widths=(1,), num_residual_blocks=1, num_scales=1, filter_size=3))
     kernel = jnp.full((3, 3), 1 / 9)
     return Teacher("dwdn", jax.jit(module.init)(jax.random.key(0), jnp.zeros((22, 25)), kernel)["params"], kernel)
+
+
+@pytest.fixture(autouse=True)
+def _forget_programs_now_and_then(request):
+    """Every preset compiles its own, and a process may map only so many pieces of memory."""
+    yield
+    if request.node.name.startswith("test_restarts") and next(_COUNT) % 8 == 7:
+        jax.clear_caches()
 
 
 # Small variants differ from these in sizes and numbers, which a tiny net does not see.
