@@ -44,6 +44,11 @@ def _require(condition: bool, message: str) -> None:
         raise InputError(message)
 
 
+def _given(**values: Any) -> dict[str, Any]:
+    """Those that are not None."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def check_kernel_size(size: int) -> None:
     """Raises InputError unless ``size`` is a positive odd number of pixels, at least 3."""
     _require(
@@ -150,6 +155,8 @@ KernelGeneratorConfig = KernelMlpConfig | KernelLogitsConfig | SkipNetConfig | U
 
 # A piecewise constant function of the step: pairs of a first step (0-based) and the value from there on.
 Schedule = tuple[tuple[int, float], ...]
+# The fields of a fit that are such functions.
+_SCHEDULES = ("input_noise_std", "kernel_input_noise_std", "dropout_rate", "kernel_dropout_rate")
 
 
 def constant(value: float) -> Schedule:
@@ -260,7 +267,7 @@ class FitConfig:
         _require_positive(self, "fit", "num_iterations", "num_samples", "chunk_size")
         _require(self.update in get_args(Update), f"unknown update {self.update!r}: choose from {', '.join(get_args(Update))}")
         _check_starts("loss intervals", [interval.start for interval in self.loss_intervals])
-        for name in ("input_noise_std", "kernel_input_noise_std", "dropout_rate", "kernel_dropout_rate"):
+        for name in _SCHEDULES:
             schedule = getattr(self, name)
             _check_starts(name, [start for start, _ in schedule])
             largest = 1.0 if name.endswith("rate") else float("inf")
@@ -296,9 +303,7 @@ class FitConfig:
         if criterion == "off":
             _require(patience is None and from_step is None, "stopping is off: its patience and first step say nothing")
             return dataclasses.replace(self, stopping=None)
-        given: dict[str, Any] = {
-            name: value for name, value in (("patience", patience), ("from_step", from_step)) if value is not None
-        }
+        given = _given(patience=patience, from_step=from_step)
         if criterion is None:
             _require(not given or self.stopping is not None, "this preset does not stop early: choose a stopping criterion too")
             return (
@@ -328,7 +333,7 @@ class FitConfig:
             return round(step * factor)
 
         changes: dict[str, Any] = {}
-        for name in ("input_noise_std", "dropout_rate", "kernel_input_noise_std", "kernel_dropout_rate"):
+        for name in _SCHEDULES:
             changes[name] = tuple({scale(start): (scale(start), value) for start, value in getattr(self, name)}.values())
         intervals = [dataclasses.replace(interval, start=scale(interval.start)) for interval in self.loss_intervals]
         changes["loss_intervals"] = tuple({interval.start: interval for interval in intervals}.values())
@@ -534,34 +539,26 @@ class Config:
         Raises:
           InputError: a value is out of range, or the preset has nothing that it could set.
         """
-        changes: dict[str, Any] = {
-            name: value
-            for name, value in (
-                ("kernel_size", kernel_size),
-                ("num_restarts", num_restarts),
-                ("num_posterior_samples", num_posterior_samples),
-                ("final", final),
-            )
-            if value is not None
-        }
-        for name, value in (
-            ("num_iterations", num_iterations),
-            ("num_restarts", num_restarts),
-            ("num_posterior_samples", num_posterior_samples),
-            ("stopping", stopping),
-            ("stopping_patience", stopping_patience),
-            ("stopping_from", stopping_from),
-        ):
+        of_a_fit = _given(
+            num_iterations=num_iterations,
+            num_restarts=num_restarts,
+            num_posterior_samples=num_posterior_samples,
+            stopping=stopping,
+            stopping_patience=stopping_patience,
+            stopping_from=stopping_from,
+        )
+        for name in of_a_fit:
             _require(
-                value is None or self.fit is not None,
+                self.fit is not None,
                 f"{name} cannot be set: preset {self.name!r} fits no deep prior; choose another preset",
             )
+        changes = _given(
+            kernel_size=kernel_size, num_restarts=num_restarts, num_posterior_samples=num_posterior_samples, final=final
+        )
         if self.fit is not None:
             fit = self.fit if num_iterations is None else self.fit.stretched(num_iterations)
             changes["fit"] = fit.stopped(stopping, patience=stopping_patience, from_step=stopping_from)
-        named: dict[str, Any] = {
-            field: value for field, value in (("name", teacher), ("weights", teacher_weights)) if value is not None
-        }
+        named = _given(name=teacher, weights=teacher_weights)
         _require(
             not named or self.teacher is not None,
             f"preset {self.name!r} asks no pre-trained network; choose one that does, such as weak_dmphn or dmphn",

@@ -136,10 +136,13 @@ def _main(argv: Sequence[str], relaunch: bool) -> int:
 
 def _deblur_all(values: flags.FlagValues, relaunch: bool) -> int:
     saved = read_saved_run(pathlib.Path(values.config).expanduser()) if values.config else None
-    if not values.image and saved is None:
-        raise InputError(f"--image is missing; {USAGE}")
     messages: list[str] = []
-    pictures = find_pictures(values.image, messages.append) if values.image or saved is None else [saved.image]
+    if values.image:
+        pictures = find_pictures(values.image, messages.append)
+    elif saved is not None:
+        pictures = [saved.image]
+    else:
+        raise InputError(f"--image is missing; {USAGE}")
     settings = _settings(values, saved)
     if saved is not None:
         messages += version_notes(saved)

@@ -79,13 +79,12 @@ def config_from_json(value: Any) -> Config:
       InputError: their values are out of range.
     """
     converter = cattrs.Converter(forbid_extra_keys=True)
-    networks: Any
-    for networks in (ImageGeneratorConfig, KernelGeneratorConfig):
+    kernel_networks: Any = KernelGeneratorConfig
+    for networks in (ImageGeneratorConfig, kernel_networks):
         configure_tagged_union(networks, converter, tag_name="name", tag_generator=_network_name)
-    # The loop's last, with None beside it.
     converter.register_structure_hook(
-        KernelGeneratorConfig | None,
-        lambda given, _: None if given is None else converter.structure(given, networks),
+        kernel_networks | None,
+        lambda given, _: None if given is None else converter.structure(given, kernel_networks),
     )
     try:
         return converter.structure(value, Config)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pathlib
 
-import imageio.v3 as iio
 import numpy as np
 
 from jaxdeblur.errors import InputError
 from jaxdeblur.imaging.colour import luma
 from jaxdeblur.imaging.reading import read_picture
+from jaxdeblur.imaging.writing import write_levels
 
 
 def read_kernel(path: pathlib.Path) -> np.ndarray:
@@ -55,8 +55,7 @@ def kernel_levels(kernel: np.ndarray) -> np.ndarray:
 
 def write_kernel_picture(path: pathlib.Path, kernel: np.ndarray) -> None:
     """Writes :func:`kernel_levels` of ``kernel [h, w]`` as a PNG."""
-    with path.open("wb") as file:
-        iio.imwrite(file, kernel_levels(kernel), plugin="pillow", extension=".png", is_batch=False)
+    write_levels(path, kernel_levels(kernel))
 
 
 def write_kernel_array(path: pathlib.Path, kernel: np.ndarray) -> None:

@@ -58,8 +58,12 @@ def write_picture(path: pathlib.Path, picture: Picture, restored: np.ndarray) ->
 
 def write_grey(path: pathlib.Path, pixels: np.ndarray) -> None:
     """Writes ``pixels [H, W]`` in [0, 1] as an 8-bit grey PNG."""
+    write_levels(path, np.rint(np.clip(pixels, 0.0, 1.0) * 255).astype(np.uint8))
+
+
+def write_levels(path: pathlib.Path, levels: np.ndarray) -> None:
+    """Writes 8-bit grey ``levels [H, W]`` as a PNG."""
     with path.open("wb") as file:
-        levels = np.rint(np.clip(pixels, 0.0, 1.0) * 255).astype(np.uint8)
         iio.imwrite(file, levels, plugin="pillow", extension=".png", is_batch=False)
 
 

@@ -50,9 +50,11 @@ class Teacher:
         return dwdn.restore(self.params, image, kernel, in_loop=in_loop)
 
 
+_compiled_restore = jax.jit(Teacher.restore, static_argnames="in_loop")
+
+
 def restoration(teacher: Teacher, image: np.ndarray) -> np.ndarray:
     """What a teacher that needs no estimate makes of ``image``, ``[H, W]`` or ``[H, W, 3]``: the same shape, not clipped."""
     assert not teacher.follows_estimate
     # No estimate is asked for, so any array stands for it.
-    restore = jax.jit(Teacher.restore, static_argnames="in_loop")
-    return np.asarray(restore(teacher, jnp.asarray(image), jnp.ones((1, 1)), in_loop=False))
+    return np.asarray(_compiled_restore(teacher, jnp.asarray(image), jnp.ones((1, 1)), in_loop=False))
