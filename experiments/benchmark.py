@@ -72,7 +72,7 @@ def _jax_stepper() -> tuple[Callable[[], Any], float]:
     size = (_KERNEL_SIZE.value, _KERNEL_SIZE.value)
     program = Program.of(config, (_SIDE.value, _SIDE.value), size, kernel_known=False)
     schedules = plan(config)
-    observation = Observation(jax.numpy.asarray(_blurry()))
+    observation = Observation.stack([Observation(jax.numpy.asarray(_blurry()))] * _NUM_RESTARTS.value)
     start = time.perf_counter()
     keys = jax.random.split(jax.random.key(_SEED), _NUM_RESTARTS.value)
     state = jax.block_until_ready(initial_state(program, keys))

@@ -18,6 +18,7 @@ LossTerm = Literal[
     "mae",
     "one_minus_ssim",
     "total_variation",
+    "noise_tied_tv",
     "kernel_energy",
     "weak_mse",
     "weak_mae",
@@ -227,8 +228,6 @@ class FitConfig:
       kernel_generator: network of the kernel; None where the kernel is given from outside.
       num_iterations: optimisation steps.
       loss_intervals: the loss as a function of the step; the first starts at 0, starts increase.
-      noise_tied_tv_factor: adds ``factor · σ · TV(x)`` to every interval, σ being the estimated noise standard deviation of
-        the blurry image in [0, 1] units (SelfDeblur's paper: 0.1; its public code: 0).
       num_samples: Monte-Carlo samples of the latents' noise and the dropout masks per step; the loss is their mean.
       input_noise_std: standard deviation of the Gaussian noise added to the image latent at every step.
       dropout_rate: probability with which features of the image generator are dropped before each re-scaling of its decoder.
@@ -249,7 +248,6 @@ class FitConfig:
     kernel_generator: KernelGeneratorConfig | None = KernelMlpConfig()
     num_iterations: int = 5000
     loss_intervals: tuple[LossInterval, ...] = (LossInterval(0, (("mse", 1.0),)),)
-    noise_tied_tv_factor: float = 0.0
     num_samples: int = 1
     input_noise_std: Schedule = ((0, 0.001),)
     dropout_rate: Schedule = ((0, 0.0),)

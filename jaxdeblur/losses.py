@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import chex
 import flax
@@ -23,19 +24,47 @@ _C1, _C2 = 0.01**2, 0.03**2
 
 @flax.struct.dataclass
 class Observation:
-    """What is known of the scene.
+    """What is known of a scene; or of several (:meth:`stack`), all fields but the teacher then with a leading axis.
 
     Attributes:
       blurry: ``[H, W]``.
+      noise_std: standard deviation of its noise, in [0, 1] units.
       kernel: ``[h, w]`` if known, else None.
       teacher: a pre-trained network, for the terms that ask one.
+      teacher_kernel: ``[h, w]`` that it deconvolves with; None for the estimate of the moment.
       surrogate: ``[H, W]``, that network's restoration of the blurry image; None where it follows the kernel's estimate.
     """
 
     blurry: jax.Array
+    noise_std: jax.Array | float = 0.0
     kernel: jax.Array | None = None
     teacher: Teacher | None = None
+    teacher_kernel: jax.Array | None = None
     surrogate: jax.Array | None = None
+
+    @classmethod
+    def stack(cls, scenes: Sequence[Observation]) -> Observation:
+        """Several scenes, alike in shapes and in what is known of them, as one; the teacher is the first one's."""
+
+        def stacked(*fields: jax.Array | float) -> jax.Array:
+            return jnp.stack([jnp.asarray(field, jnp.float32) for field in fields])
+
+        together: Observation = jax.tree.map(stacked, *(scene._without_teacher() for scene in scenes))
+        return dataclasses.replace(together, teacher=scenes[0].teacher)
+
+    def take(self, indices: np.ndarray) -> Observation:
+        """Those of several scenes that ``indices`` name, in that order."""
+        taken: Observation = jax.tree.map(lambda field: field[indices], self._without_teacher())
+        return dataclasses.replace(taken, teacher=self.teacher)
+
+    @property
+    def axes(self) -> Observation:
+        """Where several scenes have their leading axis, as :func:`jax.vmap` wants to be told."""
+        axes: Observation = jax.tree.map(lambda _: 0, self._without_teacher())
+        return axes
+
+    def _without_teacher(self) -> Observation:
+        return dataclasses.replace(self, teacher=None)
 
 
 @flax.struct.dataclass
@@ -112,6 +141,15 @@ def total_variation(image: jax.Array) -> jax.Array:
     return jnp.mean(jnp.abs(jnp.diff(image, axis=1))) + jnp.mean(jnp.abs(jnp.diff(image, axis=0)))
 
 
+def noise_tied_tv(estimate: Estimate, seen: Observation) -> jax.Array:
+    """``σ · TV(x)``, σ being the standard deviation of the blurry image's noise in [0, 1] units.
+
+    Source: Ren et al., "Neural blind deconvolution using deep priors", CVPR 2020, eq. (9), where its weight is 0.1; their
+    public code has no such term.
+    """
+    return seen.noise_std * total_variation(estimate.image)
+
+
 def kernel_energy(kernel: jax.Array) -> jax.Array:
     """``‖k‖² = Σ k²`` of a kernel ``[h, w]``: smallest for a flat kernel, 1 for a delta.
 
@@ -121,12 +159,17 @@ def kernel_energy(kernel: jax.Array) -> jax.Array:
     return jnp.sum(jnp.square(kernel))
 
 
+def _restored_by_teacher(image: jax.Array, estimate: Estimate, seen: Observation) -> jax.Array:
+    assert seen.teacher is not None
+    kernel = lax.stop_gradient(estimate.kernel) if seen.teacher_kernel is None else seen.teacher_kernel
+    return seen.teacher.restore(image, kernel)
+
+
 def _surrogate(estimate: Estimate, seen: Observation) -> jax.Array:
     """The teacher's restoration of the blurry image, which no gradient changes."""
     if seen.surrogate is not None:
         return seen.surrogate
-    assert seen.teacher is not None
-    return lax.stop_gradient(seen.teacher.restore(seen.blurry, estimate.kernel))
+    return lax.stop_gradient(_restored_by_teacher(seen.blurry, estimate, seen))
 
 
 def weak(
@@ -149,8 +192,7 @@ def teacher_agreement(estimate: Estimate, seen: Observation) -> jax.Array:
 
     Source: the same, eq. (7); divided by the root of the number of pixels, so that its weight does not depend on the size.
     """
-    assert seen.teacher is not None
-    again = seen.teacher.restore(estimate.reblurred, estimate.kernel)
+    again = _restored_by_teacher(estimate.reblurred, estimate, seen)
     # The root has no slope at zero.
     return jnp.sqrt(mse(again, _surrogate(estimate, seen)) + 1e-12)
 
@@ -160,6 +202,7 @@ _TERMS: dict[LossTerm, Callable[[Estimate, Observation], jax.Array]] = {
     "mae": lambda estimate, seen: mae(estimate.reblurred, seen.blurry),
     "one_minus_ssim": lambda estimate, seen: one_minus_ssim(estimate.reblurred, seen.blurry),
     "total_variation": lambda estimate, _: total_variation(estimate.image),
+    "noise_tied_tv": noise_tied_tv,
     "kernel_energy": lambda estimate, _: kernel_energy(estimate.kernel),
     "weak_mse": weak(mse),
     "weak_mae": weak(mae),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import jax
@@ -15,14 +16,14 @@ from jaxdeblur.classical import finish, variational
 from jaxdeblur.classical.initialiser import KernelEstimate, estimate_kernel, informative_crop
 from jaxdeblur.classical.noise import noise_std as estimate_noise_std
 from jaxdeblur.classical.saturated import misfit_by_clipping
-from jaxdeblur.config import SMALLEST_SIDE, Config, FitConfig, InitialiserConfig, KernelLogitsConfig
+from jaxdeblur.config import SMALLEST_SIDE, Config, InitialiserConfig, KernelLogitsConfig
 from jaxdeblur.errors import InputError
 from jaxdeblur.imaging.colour import luma, rgb_to_ycbcr, ycbcr_to_rgb
 from jaxdeblur.networks.teachers.teacher import Teacher
 from jaxdeblur.networks.teachers.teacher import restoration as teacher_restoration
 from jaxdeblur.networks.teachers.weights import load_teacher
 from jaxdeblur.operators.kernels import centre_kernel, pad_kernel
-from jaxdeblur.optimise.loop import FitResult, Progress, Snapshot, fit
+from jaxdeblur.optimise.loop import FitResult, Problem, Progress, Snapshot, fit_batch
 from jaxdeblur.optimise.restarts import Stop
 from jaxdeblur.presets import PRESETS
 
@@ -91,6 +92,7 @@ def deblur(
     kernel: np.ndarray | jax.Array | None = None,
     progress: Progress | None = None,
     snapshot: Snapshot | None = None,
+    checkpoint: pathlib.Path | None = None,
 ) -> Result:
     """Restores one blurry image.
 
@@ -101,6 +103,7 @@ def deblur(
       kernel: a known blur kernel ``[h, w]`` of a true convolution, odd sides, non-negative: only the image is sought.
       progress: called now and then with (phase, steps done, steps in all, metrics).
       snapshot: called now and then during a deep prior's fit with (steps done, image, kernel) of its first restart.
+      checkpoint: file that keeps the state of a deep prior's fit; if there is one of this very run, it goes on from there.
 
     Returns:
       The restored image, the kernel, and how they came about.
@@ -108,19 +111,129 @@ def deblur(
     Raises:
       InputError: the image or the kernel cannot be used, or there is no kernel where ``config`` needs one.
     """
-    if config.needs_kernel and kernel is None:
+    (result,) = deblur_batch([Photo(image, key, kernel, snapshot)], config, progress=progress, checkpoint=checkpoint)
+    return result
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Photo:
+    """One image of a batch; :func:`deblur` explains the fields."""
+
+    image: np.ndarray | jax.Array
+    key: jax.Array
+    kernel: np.ndarray | jax.Array | None = None
+    snapshot: Snapshot | None = None
+
+
+def deblur_batch(
+    photos: Sequence[Photo],
+    config: Config = PRESETS["fast"],
+    *,
+    progress: Progress | None = None,
+    checkpoint: pathlib.Path | None = None,
+) -> list[Result]:
+    """Restores several images; the deep priors of those alike in shape and kernel size are fitted in one compiled program.
+
+    On an accelerator that is faster than one after the other, as long as their activations fit into its memory. A result is
+    that of :func:`deblur`, but for single precision's rounding, which depends on how many are fitted together.
+
+    Args:
+      photos: the images.
+      config: what to do with each.
+      progress: as for :func:`deblur`; it tells of one image, or one fit of several, after the other.
+      checkpoint: as for :func:`deblur`; with a number added to its name for each further shape.
+
+    Returns:
+      One result per image. The seconds of a fit that several shared are shared out evenly.
+
+    Raises:
+      InputError: one of the images or kernels cannot be used, or there is no kernel where ``config`` needs one.
+    """
+    if config.needs_kernel and any(photo.kernel is None for photo in photos):
         raise InputError(f"preset {config.name!r} restores the image for a known kernel only; give the kernel")
     # Before anything that takes time: weights are what is most often not in its place.
-    weights = load_teacher(config.teacher.name, config.teacher.weights) if config.teacher is not None else None
+    teacher = None
+    if config.teacher is not None:
+        teacher = Teacher(config.teacher.name, load_teacher(config.teacher.name, config.teacher.weights))
+    cases = [_prepare(photo, config, teacher, progress) for photo in photos]
+    alike: dict[tuple[object, ...], list[_Case]] = {}
+    for case in cases:
+        alike.setdefault(case.shapes, []).append(case)
+    for number, group in enumerate(alike.values()):
+        if config.fit is not None:
+            numbered = checkpoint.with_name(f"{checkpoint.name}.{number}") if checkpoint and number else checkpoint
+            _fit(group, config, teacher, progress, numbered)
+    return [_conclude(case, progress) for case in cases]
+
+
+@dataclasses.dataclass(eq=False)
+class _Case:
+    """An image on its way through the pipeline.
+
+    Attributes:
+      photo: as given.
+      scene: what is seen.
+      kernels: the candidates so far, by name.
+      kernel_size: side of the support; None if nothing asks for one.
+      surrogate: what the pre-trained network makes of the image, shaped as it, if that does not depend on the fit.
+      teacher_kernel: that it made it with, if any.
+      warnings: so far.
+      clock: its seconds.
+      fitted: what its fit found.
+    """
+
+    photo: Photo
+    scene: _Scene
+    kernels: dict[str, np.ndarray]
+    kernel_size: int | None
+    surrogate: np.ndarray | None
+    teacher_kernel: np.ndarray | None
+    warnings: list[str]
+    clock: _Clock
+    fitted: FitResult | None = None
+
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """What is fitted: the whole image only where the generator's own picture is wanted, as steps cost by the pixel."""
+        config = self.scene.config
+        whole = config.final == "generator" or config.num_posterior_samples > 0
+        return (slice(None), slice(None)) if whole else self.scene.window
+
+    @property
+    def known_kernel(self) -> np.ndarray | None:
+        """The kernel of a fit that seeks the image alone."""
+        fit = self.scene.config.fit
+        if fit is not None and fit.kernel_generator is None and "given" not in self.kernels:
+            return self.kernels["classical"]
+        return self.kernels.get("given")
+
+    @property
+    def kernel_shape(self) -> tuple[int, int]:
+        """``(h, w)`` of the fit's kernel."""
+        if self.known_kernel is not None:
+            return (self.known_kernel.shape[0], self.known_kernel.shape[1])
+        assert self.kernel_size is not None
+        return (self.kernel_size, self.kernel_size)
+
+    @property
+    def shapes(self) -> tuple[object, ...]:
+        """Cases that agree in these can be fitted together."""
+        if self.scene.config.fit is None:
+            return ()
+        return (self.scene.grey[self.window].shape, self.kernel_shape, tuple(self.kernels))
+
+
+def _prepare(photo: Photo, config: Config, teacher: Teacher | None, progress: Progress | None) -> _Case:
+    """All that comes before the fit."""
     clock = _Clock()
     with clock("observe"):
-        scene = _observe(image, config)
+        scene = _observe(photo.image, config)
     warnings: list[str] = []
 
     kernels: dict[str, np.ndarray] = {}
     size = config.kernel_size
-    if kernel is not None:
-        kernels["given"] = _check_kernel(kernel, scene.grey.shape)
+    if photo.kernel is not None:
+        kernels["given"] = _check_kernel(photo.kernel, scene.grey.shape)
     elif config.initialiser is not None or (size is None and config.fit is not None):
         with clock("initialise"):
             estimate = _initialise(scene, progress)
@@ -130,41 +243,83 @@ def deblur(
         if config.initialiser is not None:
             kernels["classical"] = estimate.kernel
 
-    teacher: Teacher | None = None
     surrogate: np.ndarray | None = None
-    if config.teacher is not None and weights is not None:
+    teacher_kernel: np.ndarray | None = None
+    if config.teacher is not None and teacher is not None:
         with clock("teacher"):
-            first = next(iter(kernels.values()), None) if config.teacher.kernel_source == "classical" else None
-            teacher = Teacher(config.teacher.name, weights, None if first is None else jnp.asarray(first))
-            surrogate = None if teacher.follows_estimate else teacher_restoration(teacher, scene.blurry)
+            if teacher.needs_kernel and config.teacher.kernel_source == "classical":
+                teacher_kernel = next(iter(kernels.values()))
+            if teacher_kernel is not None or not teacher.needs_kernel:
+                surrogate = teacher_restoration(teacher, scene.blurry, teacher_kernel)
+    return _Case(photo, scene, kernels, size, surrogate, teacher_kernel, warnings, clock)
 
-    fitted: FitResult | None = None
-    if config.fit is not None:
-        with clock("fit"):
-            fitted = _fit(scene, config.fit, kernels, size, teacher, surrogate, key, progress, snapshot)
-        warnings += _restart_warnings(fitted)
-        if "given" not in kernels and config.fit.kernel_generator is not None:
-            kernels["deep prior"] = np.asarray(centre_kernel(jnp.asarray(fitted.kernel), subpixel=False))
+
+def _fit(
+    cases: Sequence[_Case], config: Config, teacher: Teacher | None, progress: Progress | None, checkpoint: pathlib.Path | None
+) -> None:
+    """Fits the deep priors of cases of the same shapes, and tells each case what was found."""
+    assert config.fit is not None
+
+    def problem(case: _Case) -> Problem:
+        known = case.known_kernel
+        starts_from_kernel = known is None and isinstance(fit_config.kernel_generator, KernelLogitsConfig)
+        return Problem(
+            blurry=case.scene.grey[case.window],
+            key=case.photo.key,
+            kernel=known,
+            initial_kernel=case.kernels.get("classical") if starts_from_kernel else None,
+            teacher_kernel=case.teacher_kernel,
+            surrogate=None if case.surrogate is None else _grey(case.surrogate)[case.window],
+            noise_std=case.scene.noise_std,
+            snapshot=case.photo.snapshot,
+        )
+
+    fit_config = config.fit
+    began = time.perf_counter()
+    found = fit_batch(
+        [problem(case) for case in cases],
+        fit_config,
+        kernel_size=cases[0].kernel_shape,
+        num_restarts=config.num_restarts,
+        teacher=teacher,
+        num_posterior_samples=config.num_posterior_samples,
+        progress=progress,
+        checkpoint=checkpoint,
+    )
+    share = (time.perf_counter() - began) / len(cases)
+    for case, fitted in zip(cases, found, strict=True):
+        case.clock.seconds["fit"] = share
+        case.fitted = fitted
+        case.warnings += _restart_warnings(fitted)
+        if "given" not in case.kernels and fit_config.kernel_generator is not None:
+            case.kernels["deep prior"] = np.asarray(centre_kernel(jnp.asarray(fitted.kernel), subpixel=False))
+
+
+def _conclude(case: _Case, progress: Progress | None) -> Result:
+    """Judges the kernels and makes the final image."""
+    scene, kernels, config = case.scene, case.kernels, case.scene.config
     if not kernels:
         kernels["none"] = np.pad(np.ones((1, 1), np.float32), 1)
-        warnings.append("this network finds no kernel; the one that is written is that of no blur")
+        case.warnings.append("this network finds no kernel; the one that is written is that of no blur")
 
-    with clock("judge"):
+    with case.clock("judge"):
         scores = _judge(scene, kernels)
-    with clock("finish"):
-        if config.final == "generator" and fitted is not None:
+    with case.clock("finish"):
+        if config.final == "generator" and case.fitted is not None:
             name, chosen = next(reversed(kernels)), "generator"
-            restored = _with_luma(scene.blurry, fitted.image)
-        elif config.final == "teacher" and surrogate is not None:
+            restored = _with_luma(scene.blurry, case.fitted.image)
+        elif config.final == "teacher" and case.surrogate is not None:
             name, chosen = next(iter(kernels)), "teacher"
-            restored = surrogate
+            restored = case.surrogate
         else:
             name = min(kernels, key=lambda candidate: scores[candidate])
             method = config.final if config.final in ("hyper_laplacian", "saturated") else "sparse"
             chosen = f"{name} kernel, {method}"
             restored = _restore(scene, kernels[name], method, progress)
             if method != "saturated" and _hides_lamps(scene, restored, kernels[name]):
-                warnings.append("the picture does not explain its clipped highlights; --final=saturated may restore it better")
+                case.warnings.append(
+                    "the picture does not explain its clipped highlights; --final=saturated may restore it better"
+                )
     restored = np.clip(restored, 0.0, 1.0).astype(np.float32)
     result = Result(
         restored=restored,
@@ -172,12 +327,12 @@ def deblur(
         candidates=tuple(Candidate(label, scores[label], label == name) for label in kernels),
         chosen=chosen,
         history={},
-        seconds=clock.seconds,
+        seconds=case.clock.seconds,
         noise_std=scene.noise_std,
         kernel_size=kernels[name].shape[0],
-        warnings=tuple(warnings),
+        warnings=tuple(case.warnings),
     )
-    return result if fitted is None else _with_account(result, fitted)
+    return result if case.fitted is None else _with_account(result, case.fitted)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,47 +377,6 @@ def _initialise(scene: _Scene, progress: Progress | None) -> KernelEstimate:
         kernel_size=scene.config.kernel_size,
         noise_std=scene.noise_std,
         progress=progress and (lambda done, total: progress("kernel", done, total, {})),
-    )
-
-
-def _fit(
-    scene: _Scene,
-    fit_config: FitConfig,
-    kernels: Mapping[str, np.ndarray],
-    size: int | None,
-    teacher: Teacher | None,
-    surrogate: np.ndarray | None,
-    key: jax.Array,
-    progress: Progress | None,
-    snapshot: Snapshot | None,
-) -> FitResult:
-    """The deep prior, fitted for the kernel that is given, or from the classical one, or from scratch."""
-    fixed = kernels.get("given")
-    if fixed is None and fit_config.kernel_generator is None:
-        fixed = kernels["classical"]
-    start = kernels.get("classical") if isinstance(fit_config.kernel_generator, KernelLogitsConfig) else None
-    if fixed is not None:
-        shape = (fixed.shape[0], fixed.shape[1])
-    else:
-        assert size is not None
-        shape = (size, size)
-    # The whole image only where the generator's own picture is wanted: steps cost in proportion to the pixels.
-    whole = scene.config.final == "generator" or scene.config.num_posterior_samples > 0
-    window = (slice(None), slice(None)) if whole else scene.window
-    return fit(
-        scene.grey[window],
-        fit_config,
-        key=key,
-        kernel_size=shape,
-        kernel=fixed,
-        num_restarts=scene.config.num_restarts,
-        initial_kernel=None if fixed is not None else start,
-        teacher=teacher,
-        surrogate=None if surrogate is None else _grey(surrogate)[window],
-        noise_std=scene.noise_std,
-        num_posterior_samples=scene.config.num_posterior_samples,
-        progress=progress,
-        snapshot=snapshot,
     )
 
 

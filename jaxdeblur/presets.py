@@ -142,8 +142,7 @@ _variant(
     "selfdeblur",
     "the paper's loss: MSE + λ TV, λ = 0.1 σ",
     figure="33.07/.931 on Levin",
-    loss_intervals=_intervals((0, {"mse": 1.0})),
-    noise_tied_tv_factor=0.1,
+    loss_intervals=_intervals((0, {"mse": 1.0, "noise_tied_tv": 0.1})),
 )
 _variant(
     "selfdeblur_alternating",

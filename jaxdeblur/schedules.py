@@ -72,18 +72,9 @@ class Plan:
     dropout_rate: dict[str, PiecewiseConstant]
 
 
-def plan(config: FitConfig, *, noise_std: float = 0.0) -> Plan:
-    """The schedules of ``config``.
-
-    Args:
-      config: the fit's.
-      noise_std: of the blurry image, in [0, 1] units; for ``config.noise_tied_tv_factor``.
-    """
+def plan(config: FitConfig) -> Plan:
+    """The schedules of ``config``."""
     intervals = [dict(interval.terms) for interval in config.loss_intervals]
-    tied = config.noise_tied_tv_factor * noise_std
-    if tied:
-        for terms in intervals:
-            terms["total_variation"] = terms.get("total_variation", 0.0) + tied
 
     def active(image: Schedule, kernel: Schedule) -> dict[str, PiecewiseConstant]:
         """Those that are not zero throughout: what a fit does not use is no part of its program."""
@@ -116,20 +107,25 @@ def loss_and_gradient(
       plan: the schedules.
       step: 0-based scalar.
       estimates: fields with leading axes ``[R, S]``.
-      observation: what is known.
+      observation: what each restart is fitted to, fields with leading axis ``[R]``.
 
     Returns:
       Losses ``[R]``, and the gradients in the estimates' shape.
     """
 
-    def branch(names: Terms, weights: jax.Array) -> Callable[[losses.Estimate], tuple[jax.Array, losses.Estimate]]:
-        def sample_loss(estimate: losses.Estimate) -> jax.Array:
-            values = [losses.term(name, estimate, observation) for name in names]
+    Branch = Callable[[losses.Estimate, losses.Observation], tuple[jax.Array, losses.Estimate]]
+
+    def branch(names: Terms, weights: jax.Array) -> Branch:
+        def sample_loss(estimate: losses.Estimate, seen: losses.Observation) -> jax.Array:
+            values = [losses.term(name, estimate, seen) for name in names]
             return jnp.dot(weights, jnp.stack(values))
 
-        return jax.vmap(jax.value_and_grad(lambda samples: jnp.mean(jax.vmap(sample_loss)(samples))))
+        def mean_loss(samples: losses.Estimate, seen: losses.Observation) -> jax.Array:
+            return jnp.mean(jax.vmap(sample_loss, (0, None))(samples, seen))
+
+        return jax.vmap(jax.value_and_grad(mean_loss), (0, observation.axes))
 
     branches = [branch(names, weights) for names, weights in zip(plan.terms, plan.weights, strict=True)]
     if len(branches) == 1:
-        return branches[0](estimates)
-    return lax.switch(plan.intervals.index(step), branches, estimates)
+        return branches[0](estimates, observation)
+    return lax.switch(plan.intervals.index(step), branches, estimates, observation)

@@ -12,6 +12,7 @@ from jaxdeblur.classical import initialiser
 from jaxdeblur.config import Config, FitConfig, KernelMlpConfig, LossInterval, SkipNetConfig, StoppingConfig, constant
 from jaxdeblur.evaluation.metrics import aligned_metrics, kernel_similarity, psnr
 from jaxdeblur.operators import blur
+from jaxdeblur.pipeline import Photo, deblur_batch
 from tests.scenes import NOISE_STD, QUICK, scene
 
 CLASSICAL = Config(initialiser=QUICK, kernel_size=11)
@@ -212,3 +213,40 @@ def test_kernels_that_cannot_be_used(reason):
 def test_a_kernel_size_as_large_as_the_image():
     with pytest.raises(InputError, match="97 does not fit an image of 96×96"):
         deblur(scene().blurry, dataclasses.replace(CLASSICAL, kernel_size=97), key=KEY)
+
+
+class TestBatch:
+    CONFIG = Config(initialiser=None, kernel_size=5, fit=TINY_FIT, final="generator")
+
+    def test_images_of_several_shapes_come_back_in_their_order(self):
+        grey, colour = scene().blurry, scene(colour=True).blurry
+        snapshots = []
+        photos = [
+            Photo(grey, KEY),
+            Photo(colour[:80], KEY),
+            Photo(np.flip(grey, 0).copy(), KEY, snapshot=lambda *found: snapshots.append(found)),
+        ]
+        results = deblur_batch(photos, self.CONFIG)
+        for photo, result in zip(photos, results, strict=True):
+            alone = deblur(photo.image, self.CONFIG, key=KEY)
+            assert result.restored.shape == photo.image.shape
+            np.testing.assert_allclose(result.restored, alone.restored, atol=1e-3)
+            np.testing.assert_allclose(result.kernel, alone.kernel, atol=1e-3)
+            assert result.seconds.keys() == alone.seconds.keys()
+        assert [steps for steps, *_ in snapshots] == [2, 4]
+
+    def test_a_checkpoint_takes_up_every_shape(self, tmp_path):
+        photos = [Photo(scene().blurry, KEY), Photo(scene().blurry[:80], KEY)]
+        path = tmp_path / "fit"
+        first = deblur_batch(photos, self.CONFIG, checkpoint=path)
+        assert sorted(file.name for file in tmp_path.iterdir()) == ["fit", "fit.1"]
+        fitted = []
+        again = deblur_batch(photos, self.CONFIG, checkpoint=path, progress=lambda phase, *_: fitted.append(phase))
+        assert "fit" not in fitted
+        for one, other in zip(first, again, strict=True):
+            np.testing.assert_array_equal(one.restored, other.restored)
+
+    def test_presets_without_a_deep_prior_go_through_one_by_one(self):
+        photos = [Photo(scene().blurry, KEY), Photo(scene().blurry, KEY, kernel=scene().kernel)]
+        blind, known = deblur_batch(photos, CLASSICAL)
+        assert (blind.chosen, known.chosen) == ("classical kernel, sparse", "given kernel, sparse")

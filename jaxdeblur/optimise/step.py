@@ -193,9 +193,9 @@ def blurred(images: jax.Array, kernels: jax.Array) -> Estimate:
     return Estimate(image=images, kernel=kernels, reblurred=blur.blur_valid(images, kernels))
 
 
-def _known_kernels(observation: Observation, num_restarts: int) -> jax.Array:
+def _known_kernels(observation: Observation) -> jax.Array:
     assert observation.kernel is not None
-    return jnp.broadcast_to(observation.kernel, (num_restarts, 1, *observation.kernel.shape))
+    return observation.kernel[:, None]
 
 
 def sample_keys(keys: jax.Array, step: jax.Array, samples: jax.Array) -> jax.Array:
@@ -208,6 +208,12 @@ def train_step(
     program: Program, state: TrainState, observation: Observation, plan: schedules.Plan
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step of all restarts: sample, blur, compare, update.
+
+    Args:
+      program: what is compiled.
+      state: of R restarts.
+      observation: what each of them is fitted to, with leading axis R: restarts of one image, or of several alike in shape.
+      plan: the schedules.
 
     Returns:
       The next state, and per restart ``[R]`` the ``loss`` before the update, the mean squared ``error`` of the re-blurred
@@ -232,7 +238,7 @@ def train_step(
 
     images, pull_back_images = jax.vjp(functools.partial(drawn, "image"), params["image"])
     if program.kernel_generator is None:
-        estimate, loss, to_images, _ = objective(images, _known_kernels(observation, len(images)))
+        estimate, loss, to_images, _ = objective(images, _known_kernels(observation))
     else:
         kernels, pull_back_kernels = jax.vjp(functools.partial(drawn, "kernel"), params["kernel"])
         estimate, loss, to_images, to_kernels = objective(images, kernels)
@@ -245,7 +251,7 @@ def train_step(
     cropped = blur.crop_to_blurry(estimate.image, program.kernel_shape)
     metrics = {
         "loss": loss,
-        "error": jnp.mean(jnp.square(estimate.reblurred - observation.blurry), axis=(1, 2, 3)),
+        "error": jnp.mean(jnp.square(estimate.reblurred - observation.blurry[:, None]), axis=(1, 2, 3)),
         "image_std": jnp.mean(jnp.std(cropped, axis=(-2, -1)), axis=1),
         "kernel_peak": jnp.max(estimate.kernel, axis=(-3, -2, -1)),
     }
@@ -324,7 +330,7 @@ def render(program: Program, state: TrainState, observation: Observation) -> Est
     params = unflatten(program, state.params)
     images = _evaluate(program, "image", params["image"], state.latents["image"])
     if program.kernel_generator is None:
-        kernels = _known_kernels(observation, len(images))
+        kernels = _known_kernels(observation)
     else:
         kernels = _evaluate(program, "kernel", params["kernel"], state.latents["kernel"])
     return jax.tree.map(lambda field: field[:, 0], blurred(images, kernels))

@@ -12,7 +12,7 @@ from jaxdeblur.errors import InputError
 from jaxdeblur.losses import Observation
 from jaxdeblur.operators import blur
 from jaxdeblur.optimise import loop, restarts, step
-from jaxdeblur.optimise.loop import fit
+from jaxdeblur.optimise.loop import Problem, fit, fit_batch
 from jaxdeblur.optimise.step import Program, initial_state, run_chunk, train_step
 from jaxdeblur.schedules import loss_and_gradient, plan
 
@@ -104,13 +104,77 @@ def test_restarts_together_equal_single_ones(scene):
     assert np.abs(together.images[1] - together.images[0]).max() > 1e-3
 
 
+class TestBatches:
+    def test_images_fitted_together_equal_single_ones(self, scene):
+        other = np.flip(scene[0], 1).copy()
+        seen = []
+        problems = [
+            Problem(scene[0], KEY, noise_std=0.1),
+            Problem(other, jax.random.key(8), snapshot=lambda *found: seen.append(found)),
+        ]
+        config = dataclasses.replace(SMALL, loss_intervals=(LossInterval(0, (("mse", 1.0), ("noise_tied_tv", 0.1))),))
+        together = fit_batch(problems, config, kernel_size=KERNEL_SIZE, num_restarts=2)
+        for problem, result in zip(problems, together, strict=True):
+            alone = fit(
+                problem.blurry,
+                config,
+                key=problem.key,
+                kernel_size=KERNEL_SIZE,
+                num_restarts=2,
+                noise_std=problem.noise_std,
+            )
+            np.testing.assert_allclose(result.losses, alone.losses, rtol=1e-3)
+            np.testing.assert_allclose(result.images, alone.images, atol=5e-3)
+            np.testing.assert_allclose(result.kernels, alone.kernels, atol=1e-3)
+            assert result.best == alone.best
+            shapes = [[leaf.shape for leaf in jax.tree.leaves(one.state)] for one in (result, alone)]
+            assert shapes[0] == shapes[1]
+        assert [number for number, _, _ in seen] == [3, 6, 7]
+        np.testing.assert_array_equal(seen[-1][1], together[1].images[0])
+
+    def test_each_known_kernel_belongs_to_its_image(self, scene):
+        kernels = [scene[1], scene[1].T]
+        problems = [Problem(scene[0], KEY, kernel=kernel) for kernel in kernels]
+        results = fit_batch(problems, SMALL, kernel_size=KERNEL_SIZE)
+        for kernel, result in zip(kernels, results, strict=True):
+            np.testing.assert_array_equal(result.kernels[0], kernel)
+        assert np.abs(results[0].losses - results[1].losses).max() > 1e-4
+
+    def test_a_collapsed_member_is_fitted_again_to_its_own_image(self, scene, monkeypatch):
+        honest, other = restarts.collapse_reason, 0.1 * scene[0]
+        calls = []
+
+        def second_image_fails_once(*, steps, blurry_std, **rest):
+            if steps == SMALL.num_iterations and blurry_std < 0.7 * scene[0].std():
+                calls.append(blurry_std)
+                if len(calls) == 1:
+                    return "constant image"
+            return honest(steps=steps, blurry_std=blurry_std, **rest)
+
+        monkeypatch.setattr(restarts, "collapse_reason", second_image_fails_once)
+        first, second = fit_batch([Problem(scene[0], KEY), Problem(other, KEY)], SMALL, kernel_size=KERNEL_SIZE)
+        assert (first.statuses[0].retried, second.statuses[0].retried) == ((), ("constant image",))
+        # A generator starts grey, which is far from this dark image alone.
+        assert first.losses[0, 0] < 0.1 < second.losses[0, 0]
+
+    def test_what_cannot_be_fitted_together_is_refused(self, scene):
+        whole = Problem(scene[0], KEY)
+        for other in (Problem(scene[0][:-1], KEY), Problem(scene[0], KEY, kernel=scene[1])):
+            with pytest.raises(InputError, match="cannot be fitted together"):
+                fit_batch([whole, other], SMALL, kernel_size=KERNEL_SIZE)
+
+
+def _observation(scene, num_restarts=1):
+    return Observation.stack([Observation(jnp.asarray(scene[0]))] * num_restarts)
+
+
 def _program(scene, config):
     return Program.of(config, scene[0].shape, (KERNEL_SIZE, KERNEL_SIZE), kernel_known=False)
 
 
 class TestSampling:
     def test_more_samples_are_the_mean_of_single_ones_with_the_same_keys(self, scene):
-        program, schedules, observation = _program(scene, SAMPLED), plan(SAMPLED), Observation(jnp.asarray(scene[0]))
+        program, schedules, observation = _program(scene, SAMPLED), plan(SAMPLED), _observation(scene)
         state = initial_state(program, KEY[None])
 
         @jax.jit
@@ -145,7 +209,7 @@ class TestSampling:
     )
     def test_randomness_follows_its_schedule_and_is_absent_at_the_end(self, scene, source):
         config = dataclasses.replace(SAMPLED, **source)
-        program, schedules, observation = _program(scene, config), plan(config), Observation(jnp.asarray(scene[0]))
+        program, schedules, observation = _program(scene, config), plan(config), _observation(scene)
         state = initial_state(program, KEY[None])
 
         @jax.jit
@@ -212,7 +276,7 @@ class TestSampling:
 
     def test_sequential_updates_show_the_image_the_new_kernel(self, scene):
         """With the kernel's rate at zero both updates agree; otherwise the image's gradient is another."""
-        observation = Observation(jnp.asarray(scene[0]))
+        observation = _observation(scene)
 
         def image_after_a_step(update, rate):
             config = dataclasses.replace(SAMPLED, update=update, kernel_learning_rate=rate)
@@ -246,11 +310,10 @@ def test_a_fit_without_a_kernel_generator_needs_a_kernel(scene):
 
 def test_a_vmapped_step_equals_single_steps(scene):
     program = Program.of(SMALL, scene[0].shape, (KERNEL_SIZE, KERNEL_SIZE), kernel_known=False)
-    observation = Observation(jnp.asarray(scene[0]))
     keys = jax.random.split(KEY, 2)
-    step = jax.jit(lambda state: train_step(program, state, observation, plan(SMALL))[1]["loss"])
-    together = step(initial_state(program, keys))
-    alone = [step(initial_state(program, keys[r : r + 1]))[0] for r in range(2)]
+    step = jax.jit(lambda state, observation: train_step(program, state, observation, plan(SMALL))[1]["loss"])
+    together = step(initial_state(program, keys), _observation(scene, 2))
+    alone = [step(initial_state(program, keys[r : r + 1]), _observation(scene))[0] for r in range(2)]
     np.testing.assert_allclose(together, alone, rtol=1e-5)
 
 
@@ -318,7 +381,7 @@ def test_alternating_freezes_the_other_set_bitwise(scene):
     program = Program.of(
         dataclasses.replace(SMALL, update="alternating"), scene[0].shape, (KERNEL_SIZE, KERNEL_SIZE), kernel_known=False
     )
-    observation = Observation(jnp.asarray(scene[0]))
+    observation = _observation(scene)
     state = initial_state(program, KEY[None])
     step = jax.jit(lambda state: train_step(program, state, observation, plan(SMALL))[0])
     for number in range(4):
@@ -334,7 +397,9 @@ def test_alternating_freezes_the_other_set_bitwise(scene):
 
 
 def test_the_noise_tied_term_needs_noise(scene):
-    tied = dataclasses.replace(SMALL, noise_tied_tv_factor=0.1, num_iterations=1)
+    tied = dataclasses.replace(
+        SMALL, loss_intervals=(LossInterval(0, (("mse", 1.0), ("noise_tied_tv", 0.1))),), num_iterations=1
+    )
     without, some = _fit(scene, tied), _fit(scene, tied, noise_std=0.1)
     assert some.losses[0, 0] > without.losses[0, 0]
 

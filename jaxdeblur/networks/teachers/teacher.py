@@ -9,7 +9,6 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jaxdeblur.networks.teachers import dmphn, dwdn
 
@@ -21,24 +20,22 @@ class Teacher:
     Attributes:
       name: ``dmphn`` or ``dwdn``.
       params: its weights, see :func:`jaxdeblur.networks.teachers.weights.load_teacher`.
-      kernel: ``[h, w]`` that ``dwdn`` deconvolves with; None for the estimate of the moment.
     """
 
     name: str = flax.struct.field(pytree_node=False)
     params: Mapping[str, Any]
-    kernel: jax.Array | None = None
 
     @property
-    def follows_estimate(self) -> bool:
-        """Whether the answer depends on the kernel's estimate, and has to be asked for anew at each step."""
-        return self.name == "dwdn" and self.kernel is None
+    def needs_kernel(self) -> bool:
+        """Whether the answer depends on a kernel."""
+        return self.name == "dwdn"
 
-    def restore(self, image: jax.Array, estimate: jax.Array, *, in_loop: bool = True) -> jax.Array:
-        """Restores ``image``; gradients pass through to the image, not to the kernel.
+    def restore(self, image: jax.Array, kernel: jax.Array, *, in_loop: bool = True) -> jax.Array:
+        """Restores ``image``.
 
         Args:
           image: ``[H, W]`` or ``[H, W, 3]`` in [0, 1].
-          estimate: ``[h, w]``, the kernel as estimated so far.
+          kernel: ``[h, w]`` that ``dwdn`` deconvolves with.
           in_loop: whether this is part of a compiled loop, where another form of convolution is faster on CPUs.
 
         Returns:
@@ -46,15 +43,21 @@ class Teacher:
         """
         if self.name == "dmphn":
             return dmphn.restore(self.params, image, in_loop=in_loop)
-        kernel = lax.stop_gradient(estimate) if self.kernel is None else self.kernel
         return dwdn.restore(self.params, image, kernel, in_loop=in_loop)
 
 
 _compiled_restore = jax.jit(Teacher.restore, static_argnames="in_loop")
 
 
-def restoration(teacher: Teacher, image: np.ndarray) -> np.ndarray:
-    """What a teacher that needs no estimate makes of ``image``, ``[H, W]`` or ``[H, W, 3]``: the same shape, not clipped."""
-    assert not teacher.follows_estimate
-    # No estimate is asked for, so any array stands for it.
-    return np.asarray(_compiled_restore(teacher, jnp.asarray(image), jnp.ones((1, 1)), in_loop=False))
+def restoration(teacher: Teacher, image: np.ndarray, kernel: np.ndarray | jax.Array | None = None) -> np.ndarray:
+    """What a teacher makes of ``image``, ``[H, W]`` or ``[H, W, 3]``: the same shape, not clipped.
+
+    Args:
+      teacher: the network.
+      image: in [0, 1].
+      kernel: ``[h, w]``; only a teacher that needs none goes without.
+    """
+    assert kernel is not None or not teacher.needs_kernel
+    # Any array stands for a kernel that is not used.
+    used = jnp.ones((1, 1)) if kernel is None else jnp.asarray(kernel)
+    return np.asarray(_compiled_restore(teacher, jnp.asarray(image), used, in_loop=False))
