@@ -1,4 +1,4 @@
-"""One run of one image, wherever it is done: what goes in (:class:`Task`), what comes out (:func:`run_task`).
+"""Runs of images, wherever they are done: what goes in (:class:`Task`), what comes out (:func:`run_tasks`).
 
 The module stands alone, so that it can be sent by value to machines that have the package but not this folder.
 """
@@ -9,13 +9,16 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxdeblur.config import Config
 from jaxdeblur.evaluation.datasets import Example
+
+if TYPE_CHECKING:
+    from jaxdeblur.pipeline import Result
 
 # Points of a curve over the steps, beside the first one. More would cost more than the fit itself on large images.
 CURVE_POINTS = 40
@@ -98,33 +101,41 @@ class Task:
     cache_dir: str | None
 
 
-def run_task(task: Task) -> dict[str, Any]:
-    """Does a task.
+def run_tasks(tasks: Sequence[Task]) -> list[dict[str, Any]]:
+    """Does tasks of one configuration, together where their images are alike.
 
     Returns:
-      ``metrics`` by name; ``arrays`` by name, ``restored`` and ``kernel`` among them; ``curve``, lists by name, or empty;
-      ``chosen`` and ``warnings`` of the pipeline's result; ``machine``, what did it.
+      For each, ``metrics`` by name; ``arrays`` by name, ``restored`` and ``kernel`` among them; ``curve``, lists by name, or
+      empty; ``chosen`` and ``warnings`` of the pipeline's result; ``machine``, what did it.
     """
     from jaxdeblur import runtime
 
-    runtime.set_up_cache(task.cache_dir)
+    runtime.set_up_cache(tasks[0].cache_dir)
 
+    import jax
+
+    from jaxdeblur.pipeline import Photo, deblur_batch
+
+    followers = [_Follower(task) if task.curve else None for task in tasks]
+    photos = [
+        Photo(task.example.load_blurry(), jax.random.key(task.seed), task.kernel, follower.look if follower else None)
+        for task, follower in zip(tasks, followers, strict=True)
+    ]
+    began = time.perf_counter()
+    results = deblur_batch(photos, tasks[0].config)
+    seconds = (time.perf_counter() - began) / len(tasks)
+    return [
+        _measured(task, result, follower, seconds) for task, result, follower in zip(tasks, results, followers, strict=True)
+    ]
+
+
+def _measured(task: Task, result: Result, follower: _Follower | None, seconds: float) -> dict[str, Any]:
+    """A result as :func:`run_tasks` returns it."""
     import jax
 
     from jaxdeblur.evaluation.metrics import kernel_similarity
     from jaxdeblur.evaluation.protocol import score, to_json_number
-    from jaxdeblur.pipeline import deblur
 
-    follower = _Follower(task) if task.curve else None
-    began = time.perf_counter()
-    result = deblur(
-        task.example.load_blurry(),
-        task.config,
-        key=jax.random.key(task.seed),
-        kernel=task.kernel,
-        snapshot=None if follower is None else follower.look,
-    )
-    seconds = time.perf_counter() - began
     found = score(result.restored, task.example)
     losses = result.history.get("fit", [])
     metrics: dict[str, float] = {

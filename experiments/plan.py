@@ -32,6 +32,7 @@ class Settings:
     preset_override: str = ""
     teacher_weights: Mapping[str, str] = dataclasses.field(default_factory=dict)
     workers: int | None = None
+    batch_size: int | None = None
     ray: str | None = None
     gpus_per_task: float | None = None
     cache_dir: str | None = None

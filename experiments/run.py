@@ -17,7 +17,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,14 +29,15 @@ from experiments.store import Store
 from experiments.tables import TABLES, Entry
 from experiments.tables.entry import AVERAGE
 from jaxdeblur import runtime
-from jaxdeblur.cluster import map_tasks
+from jaxdeblur.batches import default_batch_size, fit_bytes, in_batches, pixels_of
+from jaxdeblur.cluster import map_batches
 from jaxdeblur.errors import InputError
 from jaxdeblur.evaluation import protocol
 from jaxdeblur.evaluation.datasets import DATASETS, LAYOUTS
 from jaxdeblur.version import __version__
 
-# Bytes that a process takes, compiling included; on top, those for each pixel that a deep prior of 128 channels is fitted to.
-_MEMORY, _FIT_MEMORY = 1.4e9, 3.2e4
+# Bytes that a process takes beside a fit, compiling included.
+_MEMORY = 1.4e9
 
 USAGE = "usage: python -m experiments.run --table=NAME --data_dir=FOLDER [flags]"
 
@@ -99,6 +100,7 @@ def define_flags() -> flags.FlagValues:
     string("teacher_weights", None, "Folder of DMPHN's weights, for rows with that teacher.")
     string("dwdn_weights", None, "File of DWDN's weights, for rows with that teacher.")
     integer("workers", None, "Processes side by side (with --ray=local: CPUs of that cluster). Default: found out.", 1)
+    integer("batch_size", None, "Like images fitted together in one program. Default: found out; with --ray: 1.", 1)
     string("ray", None, "Address of a Ray cluster that does the work, or 'local' to start one here.")
     flags.DEFINE_float(
         "gpus_per_task",
@@ -139,6 +141,7 @@ def _settings(values: flags.FlagValues) -> Settings:
         preset_override=values.preset_override,
         teacher_weights={teacher: str(path) for teacher, path in weights.items()},
         workers=values.workers,
+        batch_size=values.batch_size,
         ray=values.ray,
         gpus_per_task=values.gpus_per_task,
         cache_dir=values.cache_dir,
@@ -205,16 +208,28 @@ def _execute(runs: Iterable[Run], store: Store, settings: Settings, say: Callabl
 def _hand_out(runs: Sequence[Run], store: Store, settings: Settings, tell: Callable[[Run, str], None]) -> None:
     if not runs:
         return
-    outcomes = map_tasks(
-        job.run_task,
-        (_task(run, store, settings) for run in runs),
+    order: list[Run] = []
+
+    def size(run: Run) -> int:
+        if settings.batch_size is not None:
+            return settings.batch_size
+        return 1 if settings.ray is not None else default_batch_size(run.config, pixels_of(run.image.shape))
+
+    def batches() -> Iterator[list[job.Task]]:
+        for batch in in_batches(runs, lambda run: (run.image.shape, run.config, run.known_kernel, run.base is None), size):
+            order.extend(batch)
+            yield [_task(run, store, settings) for run in batch]
+
+    outcomes = map_batches(
+        job.run_tasks,
+        batches(),
         workers=settings.workers or _default_workers(runs, settings.ray),
         ray_address=settings.ray,
         num_gpus=settings.gpus_per_task,
     )
     with contextlib.closing(outcomes):
         for outcome in outcomes:
-            run = runs[outcome.index]
+            run = order[outcome.index]
             if outcome.value is None:
                 store.save_failure(run.name, outcome.errors)
                 tell(run, f"FAILED, {outcome.errors[-1]}")
@@ -258,7 +273,7 @@ def _default_workers(runs: Iterable[Run], ray: str | None) -> int:
 
         if jax.default_backend() != "cpu":
             return 1
-    needed = max(_MEMORY + math.prod(run.image.shape) * (_FIT_MEMORY if run.config.fit else 0) for run in runs)
+    needed = max(_MEMORY + fit_bytes(run.config, pixels_of(run.image.shape)) for run in runs)
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError):  # a system that does not tell

@@ -1,8 +1,8 @@
 """Many pictures at once: in this process, in processes beside it, or on the machines of a Ray cluster.
 
 Pictures do not depend on one another, so all that is needed is one loop that hands them out, takes results as they come and
-hands out anew what a failing or dying worker lost: :func:`map_tasks`. A task's arguments and its result travel by pickle, so
-the machines need no shared file system.
+hands out anew what a failing or dying worker lost: :func:`map_tasks`, and :func:`map_batches` for several at a time. A task's
+arguments and its result travel by pickle, so the machines need no shared file system.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import socket
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from multiprocessing import connection
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -117,6 +117,50 @@ def map_tasks(
                 yield Outcome(task.index, None, tuple(task.errors), failed=True)
     finally:
         team.close()
+
+
+def map_batches(
+    function: Callable[[list[Item]], list[Value]], batches: Iterable[list[Item]], **how: Any
+) -> Generator[Outcome[Value], None, None]:
+    """:func:`map_tasks` for a function of several items at once.
+
+    What was in a batch that failed is tried once more, each item alone, so that one bad item costs the others nothing.
+
+    Args:
+      function: of a list of items; one value for each.
+      batches: of items.
+      **how: the arguments of :func:`map_tasks` that say where the work is done.
+
+    Yields:
+      One outcome per item; its index counts the items of all batches.
+
+    Raises:
+      InputError: as :func:`map_tasks`.
+    """
+    numbers = itertools.count()
+    handed_out: dict[int, list[tuple[int, Item]]] = {}
+
+    def numbered() -> Iterator[list[Item]]:
+        for place, batch in enumerate(batches):
+            handed_out[place] = [(next(numbers), item) for item in batch]
+            yield batch
+
+    failed: list[tuple[int, Item, tuple[str, ...]]] = []
+    with contextlib.closing(map_tasks(function, numbered(), attempts=1, **how)) as outcomes:
+        for outcome in outcomes:
+            batch = handed_out.pop(outcome.index)
+            if outcome.value is None:
+                failed += [(index, item, outcome.errors) for index, item in batch]
+                continue
+            for (index, _), value in zip(batch, outcome.value, strict=True):
+                yield Outcome(index, value, outcome.errors, failed=False)
+    if not failed:
+        return
+    with contextlib.closing(map_tasks(function, ([item] for _, item, _ in failed), attempts=1, **how)) as outcomes:
+        for outcome in outcomes:
+            index, _, errors = failed[outcome.index]
+            alone = None if outcome.value is None else outcome.value[0]
+            yield Outcome(index, alone, (*errors, *outcome.errors), outcome.failed)
 
 
 @dataclasses.dataclass

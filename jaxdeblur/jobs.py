@@ -8,16 +8,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import glob
+import hashlib
 import itertools
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxdeblur.cluster import map_tasks
+from jaxdeblur.batches import default_batch_size, in_batches, pixels_of
+from jaxdeblur.cluster import map_batches
 from jaxdeblur.config import COMPRESSED_NOISE_STD, SMALLEST_SIDE, Config
 from jaxdeblur.errors import InputError
 from jaxdeblur.imaging.colour import luma
@@ -47,6 +50,7 @@ class Settings:
       reference: the sharp picture, or None.
       overwrite: whether results that exist are replaced.
       cache_dir: folder of compiled programs, ``off``, or None for the default.
+      checkpoint_dir: folder for the states of unfinished fits, or None for keeping none.
     """
 
     config: Config
@@ -55,9 +59,10 @@ class Settings:
     reference: Picture | None
     overwrite: bool
     cache_dir: str | None
+    checkpoint_dir: pathlib.Path | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Task:
     """What a worker needs to deblur a picture, on whatever machine it is."""
 
@@ -67,20 +72,24 @@ class Task:
     kernel: np.ndarray | None
     cache_dir: str | None
     name: str
+    checkpoint: pathlib.Path | None = None
     shows_progress: bool = False
 
 
-def run_task(task: Task) -> tuple[Result, float]:
-    """Deblurs; returns the result and the seconds that it took."""
-    _setup_cache(task.cache_dir)
+def run_tasks(tasks: Sequence[Task]) -> list[tuple[Result, float]]:
+    """Deblurs pictures of one configuration, together where they are alike; returns the results and the seconds of each."""
+    first = tasks[0]
+    _setup_cache(first.cache_dir)
     import jax
 
-    from jaxdeblur.pipeline import deblur
+    from jaxdeblur.pipeline import Photo, deblur_batch
 
     began = time.perf_counter()
-    with show_progress(task.name) if task.shows_progress else contextlib.nullcontext() as progress:
-        result = deblur(task.pixels, task.config, key=jax.random.key(task.seed), kernel=task.kernel, progress=progress)
-    return result, time.perf_counter() - began
+    photos = [Photo(task.pixels, jax.random.key(task.seed), task.kernel) for task in tasks]
+    with show_progress(first.name) if first.shows_progress else contextlib.nullcontext() as progress:
+        results = deblur_batch(photos, first.config, progress=progress, checkpoint=first.checkpoint)
+    seconds = (time.perf_counter() - began) / len(tasks)
+    return [(result, seconds) for result in results]
 
 
 def run_job(path: pathlib.Path, outputs: Outputs, settings: Settings, log: Callable[[str], None]) -> None:
@@ -92,7 +101,7 @@ def run_job(path: pathlib.Path, outputs: Outputs, settings: Settings, log: Calla
     picture = _open(path, outputs, settings)
     made = prepare_folder(outputs.folder)
     try:
-        result, seconds = run_task(_task(path, picture, settings, shows_progress=True))
+        ((result, seconds),) = run_tasks([_task(path, picture, settings, shows_progress=True)])
         _finish(path, picture, outputs, settings, result, seconds, log)
     finally:
         remove_if_empty(made)  # after a success they are not empty
@@ -106,6 +115,7 @@ def run_jobs(
     *,
     workers: int = 1,
     ray_address: str | None = None,
+    batch_size: int | None = None,
 ) -> int:
     """Deblurs pictures in several processes, or on the machines of a Ray cluster, and writes their results here.
 
@@ -116,6 +126,8 @@ def run_jobs(
       complain: told of every failure, in a line.
       workers: processes, or with a local Ray its CPUs.
       ray_address: of a Ray cluster, or ``local``.
+      batch_size: pictures of one size whose deep priors are fitted together; None for one on a CPU or in a cluster, else as
+        many as the accelerator's memory holds.
 
     Returns:
       The number of failures.
@@ -123,11 +135,11 @@ def run_jobs(
     Raises:
       InputError: there is no such cluster.
     """
-    opened: dict[int, tuple[pathlib.Path, Picture, Outputs]] = {}
+    under_way: dict[int, _Opened] = {}
     numbers = itertools.count()
     failures = 0
 
-    def tasks() -> Iterator[Task]:
+    def opened() -> Iterator[_Opened]:
         nonlocal failures
         for path, outputs in jobs:
             try:
@@ -138,24 +150,40 @@ def run_jobs(
                 complain(str(error))
                 failures += 1
                 continue
-            opened[next(numbers)] = (path, picture, outputs)
-            yield _task(path, picture, settings)
+            yield _Opened(path, picture, outputs)
 
-    with contextlib.closing(map_tasks(run_task, tasks(), workers=workers, ray_address=ray_address)) as outcomes:
+    def size(one: _Opened) -> int:
+        if batch_size is not None:
+            return batch_size
+        return 1 if ray_address is not None else default_batch_size(settings.config, pixels_of(one.picture.pixels.shape))
+
+    def batches() -> Iterator[list[Task]]:
+        for batch in in_batches(opened(), lambda one: (one.picture.pixels.shape[:2], one.picture.lossy), size):
+            under_way.update((next(numbers), one) for one in batch)
+            yield [_task(one.path, one.picture, settings) for one in batch]
+
+    with contextlib.closing(map_batches(run_tasks, batches(), workers=workers, ray_address=ray_address)) as outcomes:
         for outcome in outcomes:
-            path, picture, outputs = opened.pop(outcome.index)
+            one = under_way.pop(outcome.index)
             try:
                 if outcome.value is None:
-                    raise InputError(f"{path}: failed, {outcome.errors[-1]}")
-                made = prepare_folder(outputs.folder)
+                    raise InputError(f"{one.path}: failed, {outcome.errors[-1]}")
+                made = prepare_folder(one.outputs.folder)
                 try:
-                    _finish(path, picture, outputs, settings, *outcome.value, log)
+                    _finish(one.path, one.picture, one.outputs, settings, *outcome.value, log)
                 finally:
                     remove_if_empty(made)
             except InputError as error:
                 complain(str(error))
                 failures += 1
     return failures
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Opened:
+    path: pathlib.Path
+    picture: Picture
+    outputs: Outputs
 
 
 def _open(path: pathlib.Path, outputs: Outputs, settings: Settings) -> Picture:
@@ -166,8 +194,16 @@ def _open(path: pathlib.Path, outputs: Outputs, settings: Settings) -> Picture:
 
 
 def _task(path: pathlib.Path, picture: Picture, settings: Settings, *, shows_progress: bool = False) -> Task:
-    config = _config_for(picture, settings)
-    return Task(picture.pixels, config, settings.seed, settings.kernel, settings.cache_dir, path.name, shows_progress)
+    return Task(
+        pixels=picture.pixels,
+        config=_config_for(picture, settings),
+        seed=settings.seed,
+        kernel=settings.kernel,
+        cache_dir=settings.cache_dir,
+        name=path.name,
+        checkpoint=_checkpoint(path, settings),
+        shows_progress=shows_progress,
+    )
 
 
 def _finish(
@@ -179,7 +215,7 @@ def _finish(
     seconds: float,
     log: Callable[[str], None],
 ) -> None:
-    """Measures, writes and tells of a result."""
+    """Measures, writes and tells of a result; its checkpoint has then done its duty."""
     metrics = _metrics(picture, result, settings.reference)
     final_paths = _paths(outputs, picture, settings.config)
     _write(path, picture, final_paths, settings, result, metrics, seconds)
@@ -193,6 +229,17 @@ def _finish(
         log(f"{path}: the fit ended early at step {stop.step}, for its {stop.criterion} was smallest at step {stop.best_step}")
     for warning in (*picture.notes, *result.warnings):
         log(f"{path}: note: {warning}")
+    if (checkpoint := _checkpoint(path, settings)) is not None:
+        for file in checkpoint.parent.glob(f"{glob.escape(checkpoint.name)}*"):  # those of second attempts too
+            file.unlink(missing_ok=True)
+
+
+def _checkpoint(path: pathlib.Path, settings: Settings) -> pathlib.Path | None:
+    """Where the state of a picture's fit is kept, if anywhere. Pictures of one name in two folders have one each."""
+    if settings.checkpoint_dir is None:
+        return None
+    place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    return settings.checkpoint_dir / f"{path.stem}-{place}.checkpoint"
 
 
 def _check(path: pathlib.Path, picture: Picture, outputs: Outputs, settings: Settings) -> None:

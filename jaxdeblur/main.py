@@ -110,6 +110,14 @@ def define_flags() -> flags.FlagValues:
         flag_values=values,
     )
     flags.DEFINE_integer("workers", 1, "Processes that share the pictures of a folder.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer(
+        "batch_size",
+        None,
+        "Pictures of one size whose deep priors are fitted together. Without it: 1 on CPUs, what the memory holds on a GPU.",
+        lower_bound=1,
+        flag_values=values,
+    )
+    string("checkpoint_dir", None, "Folder where an unfinished fit is kept: the same command goes on from there.")
     string("ray", None, "Address of a Ray cluster that shares the pictures, or 'local' (needs the extra 'cluster').")
     switch("debug", "Let an unexpected error end the program with its stack trace.")
     switch("list_presets", "List the presets and leave.")
@@ -157,13 +165,25 @@ def _deblur_all(values: flags.FlagValues, relaunch: bool) -> int:
     for message in messages:
         _say(message)
     jobs = list(zip(pictures, assign_outputs(pictures, values.output_dir), strict=True))
-    if values.ray or values.workers > 1:
-        failures = run_jobs(jobs, settings, _say, _complain, workers=values.workers, ray_address=values.ray)
+    if values.ray or values.workers > 1 or _fits_together(len(jobs), values, settings):
+        size = 1 if settings.checkpoint_dir is not None else values.batch_size
+        failures = run_jobs(jobs, settings, _say, _complain, workers=values.workers, ray_address=values.ray, batch_size=size)
     else:
         failures = sum(not _succeeds(picture, outputs, settings, debug=values.debug) for picture, outputs in jobs)
     if len(pictures) > 1:
         _say(f"{len(pictures) - failures} of {len(pictures)} pictures deblurred")
     return 1 if failures else 0
+
+
+def _fits_together(number: int, values: flags.FlagValues, settings: Settings) -> bool:
+    """Whether so many pictures may share a deep prior's program."""
+    if number == 1 or settings.config.fit is None or settings.checkpoint_dir is not None or values.batch_size == 1:
+        return False
+    if values.batch_size is not None:
+        return True
+    import jax
+
+    return jax.default_backend() != "cpu"
 
 
 def _succeeds(picture: pathlib.Path, outputs: Outputs | InputError, settings: Settings, *, debug: bool) -> bool:
@@ -195,6 +215,13 @@ def _settings(values: flags.FlagValues, saved: SavedRun | None) -> Settings:
     config = _config(values, saved)
     if config.needs_kernel and kernel is None:
         raise InputError(f"preset {config.name} restores the picture for a known kernel only; give --kernel=FILE")
+    checkpoint_dir = pathlib.Path(values.checkpoint_dir).expanduser() if values.checkpoint_dir else None
+    if checkpoint_dir is not None:
+        if values.ray:
+            raise InputError("--checkpoint_dir is a folder of this machine and --ray works on others; leave one out")
+        if (values.batch_size or 1) > 1:
+            raise InputError("--checkpoint_dir keeps the fit of one picture at a time; leave it or --batch_size out")
+        remove_if_empty(prepare_folder(checkpoint_dir))
     return Settings(
         config=config,
         seed=seed,
@@ -202,6 +229,7 @@ def _settings(values: flags.FlagValues, saved: SavedRun | None) -> Settings:
         reference=read_picture(pathlib.Path(values.reference).expanduser()) if values.reference else None,
         overwrite=values.overwrite,
         cache_dir=values.cache_dir,
+        checkpoint_dir=checkpoint_dir,
     )
 
 

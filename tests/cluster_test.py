@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from jaxdeblur.cluster import map_tasks
+from jaxdeblur.cluster import map_batches, map_tasks
 from jaxdeblur.errors import InputError
 
 WAYS = [
@@ -63,6 +63,21 @@ def test_every_item_once_with_failures_retried_once(way, tmp_path):
     assert len(list(tmp_path.glob("4-*"))) == 2
 
 
+def squares_or_raise(batch):
+    return [square_or_raise(item) for item in batch]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_one_bad_item_costs_its_batch_nothing(way, tmp_path):
+    items = [(str(tmp_path), number, {1: 1, 4: 9}.get(number, 0)) for number in range(6)]
+    batches = [items[:3], items[3:]]
+    outcomes = {outcome.index: outcome for outcome in map_batches(squares_or_raise, iter(batches), **way)}
+    assert {index: outcome.value for index, outcome in outcomes.items()} == {0: 0, 1: 1, 2: 4, 3: 9, 4: None, 5: 25}
+    assert [outcomes[index].failed for index in range(6)] == [False] * 4 + [True, False]
+    assert len(outcomes[4].errors) == 2
+    assert "with 4" in outcomes[4].errors[1]
+
+
 @pytest.mark.parametrize("way", WAYS[1:])
 def test_a_killed_workers_task_is_done_by_another(way, tmp_path):
     victim = tmp_path / "1"
@@ -110,7 +125,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
         import sys
         sys.path[:0] = [{str(pathlib.Path(__file__).parent)!r}]
         import cluster_test
-        from jaxdeblur.cluster import map_tasks
+        from jaxdeblur.cluster import map_batches, map_tasks
         if __name__ == "__main__":
             list(map_tasks(cluster_test.square_unless_killed, [({str(tmp_path)!r}, 1)], workers=2))
     """

@@ -1,6 +1,7 @@
 """The command line: what it writes, what it refuses, and with which exit status it ends."""
 
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -50,10 +51,17 @@ def quick(monkeypatch):
     """Stands in for the pipeline where files and flags are what is tested; returns the arguments of its calls."""
     calls = []
 
-    def deblur(image, config, *, key, kernel=None, progress=None):
-        calls.append({"image": image, "config": config, "key": key, "kernel": kernel})
-        progress("fit", 0, 2, {"loss": 1.0})
-        progress("fit", 2, 2, {"loss": 0.5})
+    def deblur_batch(photos, config, *, progress=None, checkpoint=None):
+        calls.append({"photos": photos, "config": config, "checkpoint": checkpoint})
+        if progress is not None:
+            progress("fit", 0, 2, {"loss": 1.0})
+            progress("fit", 2, 2, {"loss": 0.5})
+        if checkpoint is not None:
+            checkpoint.parent.mkdir(exist_ok=True)
+            checkpoint.touch()
+        return [found(photo.image, photo.kernel, config) for photo in photos]
+
+    def found(image, kernel, config):
         size = config.kernel_size or 5
         if kernel is None:
             kernel = np.full((size, size), 1 / size**2, np.float32)
@@ -72,7 +80,7 @@ def quick(monkeypatch):
             known |= {"posterior_mean": image.mean(-1), "posterior_std": np.full(image.shape[:2], 0.25, np.float32)}
         return pipeline.Result(**known)
 
-    monkeypatch.setattr(pipeline, "deblur", deblur)
+    monkeypatch.setattr(pipeline, "deblur_batch", deblur_batch)
     monkeypatch.setattr(jobs, "_setup_cache", lambda setting: None)
     return calls
 
@@ -133,8 +141,8 @@ class TestResults:
     def test_pixels_reach_the_pipeline_without_alpha_and_keep_it(self, workplace, quick, cli):
         save(workplace / "photo.png", (40, 50, 4))
         assert cli("--image=photo.png", "--output_dir=out")[0] == 0
-        assert quick[0]["image"].shape == (40, 50, 3)
-        assert quick[0]["image"].dtype == np.float32
+        assert quick[0]["photos"][0].image.shape == (40, 50, 3)
+        assert quick[0]["photos"][0].image.dtype == np.float32
         np.testing.assert_array_equal(np.asarray(Image.open("out/photo_deblurred.png")), random_levels((40, 50, 4)))
 
     def test_16_bit_tiff_stays_so(self, workplace, quick, cli):
@@ -165,7 +173,7 @@ class TestResults:
     def test_known_kernel_is_handed_over(self, workplace, quick, cli):
         np.save("k.npy", np.eye(5))
         assert cli("--image=photo.png", "--kernel=k.npy")[0] == 0
-        np.testing.assert_allclose(quick[0]["kernel"], np.eye(5) / 5)
+        np.testing.assert_allclose(quick[0]["photos"][0].kernel, np.eye(5) / 5)
         np.testing.assert_allclose(np.load("deblurred/photo_kernel.npy"), np.eye(5) / 5)
 
     def test_flags_override_the_preset(self, workplace, quick, cli):
@@ -194,17 +202,17 @@ class TestManyWorkers:
     def scattered(self, monkeypatch):
         """Stands in for other processes: tasks and results travel by pickle, out of order."""
 
-        def map_tasks(function, items, *, workers, ray_address):
-            sent = [(index, pickle.dumps(item)) for index, item in enumerate(items)]
+        def map_batches(function, batches, *, workers, ray_address):
+            sent = [(index, pickle.dumps(item)) for index, item in enumerate(itertools.chain.from_iterable(batches))]
             for index, item in reversed(sent):
                 task = pickle.loads(item)
                 if task.pixels.shape[0] == 41:
                     yield Outcome(index, None, ("RuntimeError: no luck", "RuntimeError: again"), failed=True)
                 else:
-                    yield Outcome(index, pickle.loads(pickle.dumps(function(task))), (), failed=False)
+                    yield Outcome(index, pickle.loads(pickle.dumps(function([task])[0])), (), failed=False)
 
-        monkeypatch.setattr(jobs, "map_tasks", map_tasks)
-        monkeypatch.setattr(jobs, "run_task", lambda task: (_result_like(task.pixels), 1.0))
+        monkeypatch.setattr(jobs, "map_batches", map_batches)
+        monkeypatch.setattr(jobs, "run_tasks", lambda tasks: [(_result_like(task.pixels), 1.0) for task in tasks])
 
     def test_results_reach_their_own_places_and_failures_are_told_of(self, workplace, quick, scattered, cli):
         save(workplace / "second.png", (44, 50, 3), seed=1)
@@ -231,6 +239,41 @@ class TestManyWorkers:
         for name in ("a_deblurred.png", "b_deblurred.png", "a_kernel.npy"):
             assert pathlib.Path("one", name).read_bytes() == pathlib.Path("two", name).read_bytes()
 
+    def test_pictures_of_one_size_are_fitted_together(self, workplace, quick, cli):
+        for number in range(3):
+            save(workplace / f"alike{number}.png", seed=number)
+        save(workplace / "other.png", (44, 50, 3))
+        status, _, errors = cli("--image=*.png", "--preset=mc_small", "--kernel_size=5", "--batch_size=3", "--output_dir=out")
+        assert (status, errors) == (0, [])
+        assert sorted(len(call["photos"]) for call in quick) == [1, 1, 3]
+        for name, seed in (("photo", 0), ("alike2", 2)):
+            np.testing.assert_array_equal(np.asarray(Image.open(f"out/{name}_deblurred.png")), random_levels((40, 50, 3), seed))
+
+    def test_on_a_cpu_one_at_a_time(self, workplace, quick, cli):
+        save(workplace / "alike.png")
+        assert cli("--image=*.png", "--preset=mc_small", "--kernel_size=5")[0] == 0
+        assert [len(call["photos"]) for call in quick] == [1, 1]
+
+    def test_an_unfinished_fit_is_kept_until_it_is_done(self, workplace, quick, cli, refused, monkeypatch):
+        (workplace / "deeper").mkdir()
+        save(workplace / "deeper" / "photo.png", seed=1)
+        arguments = ["--preset=mc_small", "--kernel_size=5", "--checkpoint_dir=states"]
+        with monkeypatch.context() as patch:
+
+            def full(*_):
+                raise OSError(28, "No space left on device")
+
+            patch.setattr(jobs, "write_report", full)
+            assert cli("--image=photo.png,deeper/photo.png", *arguments)[0] == 1
+        kept = [call["checkpoint"] for call in quick]
+        assert len({path.name for path in kept}) == 2
+        assert all(path.exists() for path in kept)
+        assert cli("--image=photo.png", *arguments)[0] == 0
+        assert [path.exists() for path in kept] == [False, True]
+        assert quick[2]["checkpoint"] == kept[0]
+        assert "other" in refused("--image=photo.png", *arguments, "--ray=local")
+        assert "--batch_size" in refused("--image=photo.png", *arguments, "--batch_size=2")
+
     def test_a_cluster_that_is_not_there(self, workplace, quick, refused):
         pytest.importorskip("ray", reason="needs Ray (the extra 'cluster')")
         assert "--ray=127.0.0.1:1" in refused("--image=photo.png", "--ray=127.0.0.1:1")
@@ -245,9 +288,9 @@ class TestSavedRuns:
         assert (status, errors) == (0, [])
         first, second = quick
         assert second["config"] == first["config"]
-        assert second["key"] == first["key"]
-        np.testing.assert_array_equal(second["image"], first["image"])
-        np.testing.assert_array_equal(second["kernel"], first["kernel"])
+        assert second["photos"][0].key == first["photos"][0].key
+        np.testing.assert_array_equal(second["photos"][0].image, first["photos"][0].image)
+        np.testing.assert_array_equal(second["photos"][0].kernel, first["photos"][0].kernel)
         for name in ("photo_deblurred.png", "photo_kernel.npy"):
             assert pathlib.Path("again", name).read_bytes() == pathlib.Path("deblurred", name).read_bytes()
 
@@ -257,7 +300,7 @@ class TestSavedRuns:
         arguments = ["--image=other.png", "--num_restarts=3", "--seed=0", "--output_dir=again"]
         assert cli("--config=deblurred/photo_report.json", *arguments)[0] == 0
         assert quick[1]["config"] == dataclasses.replace(quick[0]["config"], num_restarts=3)
-        assert quick[1]["key"] != quick[0]["key"]
+        assert quick[1]["photos"][0].key != quick[0]["photos"][0].key
         assert files_below(workplace / "again")[0].startswith("other")
 
     def test_other_versions_are_told_of(self, workplace, quick, cli):
@@ -305,7 +348,7 @@ class TestSeveralPictures:
         def fail(*_, **__):
             raise RuntimeError("out of\nluck")
 
-        monkeypatch.setattr(pipeline, "deblur", fail)
+        monkeypatch.setattr(pipeline, "deblur_batch", fail)
         status, _, errors = cli("--image=photo.png")
         assert status == 1
         assert len(errors) == 1
@@ -324,7 +367,7 @@ class TestSeveralPictures:
     def test_every_picture_gets_the_same_key(self, workplace, quick, cli):
         save(workplace / "second.png")
         assert cli("--image=*.png", "--seed=3")[0] == 0
-        assert quick[0]["key"] == quick[1]["key"]
+        assert quick[0]["photos"][0].key == quick[1]["photos"][0].key
 
 
 def make_bad_pictures(folder):
@@ -347,7 +390,7 @@ class TestRefusals:
     @pytest.fixture(autouse=True)
     def _no_compute(self, monkeypatch):
         """A refusal must come before anything slow: reaching the pipeline is an error."""
-        monkeypatch.setattr(jobs, "run_task", None)
+        monkeypatch.setattr(jobs, "run_tasks", None)
 
     @pytest.mark.parametrize(
         ("name", "reason"),
@@ -433,7 +476,7 @@ class TestRefusals:
         def full(*_):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(jobs, "run_task", lambda task: (_result_like(task.pixels), 0.0))
+        monkeypatch.setattr(jobs, "run_tasks", lambda tasks: [(_result_like(task.pixels), 0.0) for task in tasks])
         monkeypatch.setattr(jobs, "write_report", full)
         assert "No space left" in refused("--image=photo.png")
 
@@ -467,7 +510,7 @@ class TestInformation:
         def interrupt(*_, **__):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(pipeline, "deblur", interrupt)
+        monkeypatch.setattr(pipeline, "deblur_batch", interrupt)
         status, _, errors = cli("--image=photo.png")
         assert status == 130
         assert len(errors) == 1

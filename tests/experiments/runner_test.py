@@ -72,6 +72,10 @@ def settings_for(data, output, **changes):
     return Settings(data_dir=data, output_dir=output, dataset="folder", workers=1, **changes)
 
 
+def one_by_one(do):
+    return lambda tasks: [do(task) for task in tasks]
+
+
 def fake_result(task, psnr=30.0):
     kernel = np.ones((7, 7), np.float32) / 49
     values = {
@@ -146,7 +150,7 @@ def test_an_entry_end_to_end_and_again_for_nothing(tiny, data, tmp_path, monkeyp
     assert [line["psnr"] for line in ours] != [line["psnr"] for line in two_stage]
     assert all("hyper_laplacian" in line["remark"] for line in two_stage)
 
-    monkeypatch.setattr(job, "run_task", lambda task: pytest.fail("there is nothing left to do"))
+    monkeypatch.setattr(job, "run_tasks", lambda tasks: pytest.fail("there is nothing left to do"))
     assert run.reproduce([PAIR], settings, say=said.append) == 0
     assert "6 runs, 6 of them done before" in said
     assert (folder / "table.md").read_text() == table
@@ -161,7 +165,7 @@ def test_a_failing_image_is_retried_once_recorded_and_done_later(tiny, data, tmp
             raise RuntimeError("it broke")
         return fake_result(task)
 
-    monkeypatch.setattr(job, "run_task", sometimes)
+    monkeypatch.setattr(job, "run_tasks", one_by_one(sometimes))
     rows = tuple(dataclasses.replace(row, published="") for row in PAIR.rows[2:])
     entry = dataclasses.replace(PAIR, name="broken", rows=rows, metrics=("psnr",))
     said = []
@@ -186,7 +190,7 @@ def test_ctrl_c_keeps_what_is_finished(tiny, data, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return fake_result(task)
 
-    monkeypatch.setattr(job, "run_task", interrupted)
+    monkeypatch.setattr(job, "run_tasks", one_by_one(interrupted))
     said = []
     with pytest.raises(KeyboardInterrupt):
         run.reproduce([dataclasses.replace(PAIR, rows=PAIR.rows[2:3])], settings_for(data, tmp_path / "out"), say=said.append)
@@ -216,7 +220,7 @@ def test_what_a_result_depends_on_is_in_its_name(tiny, data, tmp_path):
 
 
 def test_damaged_results_are_made_again(tiny, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(job, "run_task", fake_result)
+    monkeypatch.setattr(job, "run_tasks", one_by_one(fake_result))
     entry = dataclasses.replace(PAIR, rows=PAIR.rows[2:3])
     settings = settings_for(data, tmp_path / "out")
     assert run.reproduce([entry], settings, say=lambda line: None) == 0
@@ -237,7 +241,7 @@ def test_a_second_runner_is_kept_out(tiny, data, tmp_path, monkeypatch):
             run.reproduce([PAIR], settings, say=lambda line: None)
         return fake_result(task)
 
-    monkeypatch.setattr(job, "run_task", another)
+    monkeypatch.setattr(job, "run_tasks", one_by_one(another))
     assert run.reproduce([PAIR], settings, say=lambda line: None) == 0
 
 
@@ -264,7 +268,7 @@ def test_what_cannot_be_used_is_told_before_any_work(data, tmp_path, capsys):
 
 
 def test_rows_whose_teacher_has_no_weights_are_not_run(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(job, "run_task", fake_result)
+    monkeypatch.setattr(job, "run_tasks", one_by_one(fake_result))
     entry = TABLES["weak_table5"]
     settings = settings_for(data, tmp_path / "out", preset_override="small")
     assert run.reproduce([entry], settings, say=lambda line: None) == 0
@@ -332,7 +336,7 @@ def test_figures_are_drawn(data, tmp_path, monkeypatch, name):
         result["curve"] = {"step": [1, 2], "psnr": [20.0, 30.0], "ssim": [0.8, 0.9], "loss": [0.2, 0.1]}
         return result
 
-    monkeypatch.setattr(job, "run_task", with_curve)
+    monkeypatch.setattr(job, "run_tasks", one_by_one(with_curve))
     settings = settings_for(data, tmp_path / "out", preset_override="small", limit=2)
     assert run.reproduce([TABLES[name]], settings, say=lambda line: None) == 0
     with Image.open(tmp_path / "out" / name / "figure.png") as figure:
@@ -355,7 +359,7 @@ def test_a_fit_is_followed(data):
         curve=True,
         cache_dir=None,
     )
-    result = job.run_task(task)
+    [result] = job.run_tasks([task])
     assert result["curve"]["step"] == [2, 4, 6]
     assert len(result["curve"]["psnr"]) == len(result["curve"]["kernel_mse"]) == 3
     assert len(result["curve"]["loss"]) == 6
