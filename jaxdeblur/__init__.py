@@ -15,18 +15,20 @@ from jaxdeblur.version import __version__
 if TYPE_CHECKING:
     from jaxdeblur.config import Config
     from jaxdeblur.errors import InputError
-    from jaxdeblur.pipeline import Candidate, Result, deblur
+    from jaxdeblur.pipeline import Candidate, Photo, Result, deblur, deblur_batch
     from jaxdeblur.presets import PRESETS
 
-__all__ = ["PRESETS", "Candidate", "Config", "InputError", "Result", "__version__", "deblur"]
+__all__ = ["PRESETS", "Candidate", "Config", "InputError", "Photo", "Result", "__version__", "deblur", "deblur_batch"]
 
 _HOMES = {
     "Candidate": "jaxdeblur.pipeline",
     "Config": "jaxdeblur.config",
     "InputError": "jaxdeblur.errors",
     "PRESETS": "jaxdeblur.presets",
+    "Photo": "jaxdeblur.pipeline",
     "Result": "jaxdeblur.pipeline",
     "deblur": "jaxdeblur.pipeline",
+    "deblur_batch": "jaxdeblur.pipeline",
 }
 
 
