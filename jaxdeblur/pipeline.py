@@ -134,8 +134,9 @@ def deblur_batch(
 ) -> list[Result]:
     """Restores several images; the deep priors of those alike in shape and kernel size are fitted in one compiled program.
 
-    On an accelerator that is faster than one after the other, as long as their activations fit into its memory. A result is
-    that of :func:`deblur`, but for single precision's rounding, which depends on how many are fitted together.
+    On an accelerator that is faster than one after the other, as long as their activations fit into its memory. A fit depends
+    on its own image and key alone, but sums are rounded in an order that depends on how many are fitted together, and hundreds
+    of steps magnify that: pixels differ from those of :func:`deblur` as they do between two machines.
 
     Args:
       photos: the images.

@@ -281,8 +281,8 @@ def fit_batch(
     Minimises ``Σ_terms weight · term(G_x(z_x), G_k(z_k), y)`` over the parameters of the image generator G_x and the kernel
     generator G_k, from random starts, by Adam. Restart r of a problem depends on ``fold_in(its key, r)`` alone, and step t of
     it on ``fold_in(·, t)``: so neither what runs beside it nor an interruption changes what it finds (but for single
-    precision's rounding, which depends on the number of fits that run together). A restart that collapses is run again with
-    a new key, at most :data:`NUM_RETRIES` times.
+    precision's rounding, which depends on the number of fits that run together and which many steps magnify). A restart that
+    collapses is run again with a new key, at most :data:`NUM_RETRIES` times.
 
     Args:
       problems: the images, alike in shape and in what is known of them.

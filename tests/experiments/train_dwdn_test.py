@@ -82,3 +82,28 @@ def test_pictures_that_are_too_small_are_a_one_line_error(tmp_path):
     with pytest.raises(InputError, match="at least 64 pixels"):
         train_dwdn.read_pictures(str(tmp_path), 64)
     assert list(train_dwdn.read_pictures(str(tmp_path), 32)) == ["small.png"]
+
+
+def test_the_command_from_a_folder_of_pictures_to_a_teacher(picture, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib", reason="draws the curve (extra 'eval')")
+    import imageio.v3 as iio
+
+    monkeypatch.setenv("JAXDEBLUR_HUGE_PAGES", "0")
+    (tmp_path / "pictures").mkdir()
+    for number, turned in enumerate((picture, picture.T, picture[::-1])):
+        iio.imwrite(tmp_path / "pictures" / f"{number}.png", np.rint(turned * 255).astype(np.uint8))
+    flags = [f"--data_dir={tmp_path / 'pictures'}", f"--output_dir={tmp_path / 'out'}", "--features=2", "--widths=2,3"]
+    flags += ["--num_blocks=1", "--num_steps=2", "--validate_every=1", "--batch_size=1", "--crop=48", "--kernel_sizes=5,7"]
+    train_dwdn.main(["train_dwdn", *flags])
+
+    told = capsys.readouterr().out
+    assert "training on 2 pictures, held out: 0.png" in told
+    assert "sparse" in told.splitlines()[-5]
+    assert told.splitlines()[-1].split()[:2] == ["all", "3"]
+    assert load_teacher("dwdn", tmp_path / "out/dwdn.msgpack")
+    assert len((tmp_path / "out/curve.csv").read_text().splitlines()) == 3
+    curve = iio.imread(tmp_path / "out/curve.png")
+    assert min(curve.shape[:2]) > 300
+    assert len(np.unique(curve.reshape(-1, curve.shape[-1]), axis=0)) > 50
+    with pytest.raises(SystemExit, match="no such"):
+        train_dwdn.main(["train_dwdn", "--data_dir=nowhere"])
