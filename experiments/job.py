@@ -111,6 +111,7 @@ def run_tasks(tasks: Sequence[Task]) -> list[dict[str, Any]]:
     from jaxdeblur import runtime
 
     runtime.set_up_cache(tasks[0].cache_dir)
+    runtime.make_room_for_programs()
 
     import jax
 

@@ -5,6 +5,7 @@ Nothing here happens on import: commands call it first thing.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -23,6 +24,8 @@ _RELAUNCHED_VARIABLE = "JAXDEBLUR_RELAUNCHED"
 # temporaries are otherwise faulted in page by page at every call.
 _TUNABLES = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8000000000"
 _OLDEST_GLIBC = (2, 35)
+# The largest fit's programs take a tenth of what is usually allowed.
+_MOST_MAPPINGS_TAKEN = 0.4
 _LOG = logging.getLogger(__name__)
 
 
@@ -83,6 +86,29 @@ def set_up_cache(folder: str | Path | None = None, *, environ: Mapping[str, str]
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     return path
+
+
+def make_room_for_programs() -> bool:
+    """Forgets the programs compiled so far if they fill much of what a Linux process may map; returns whether it did.
+
+    Each program of the CPU backend takes hundreds of mappings or more, and at 65530, unless the system says otherwise, the
+    next compilation ends the process. Commands call this between pictures: those of ever new shapes compile ever new
+    programs. What is needed again comes from the cache on disk.
+    """
+    try:
+        limit = int(Path("/proc/sys/vm/max_map_count").read_text(encoding="ascii"))
+        with Path("/proc/self/maps").open("rb") as maps:
+            taken = sum(1 for _ in maps)
+    except (OSError, ValueError):  # another system
+        return False
+    if taken < _MOST_MAPPINGS_TAKEN * limit:
+        return False
+    import jax
+
+    jax.clear_caches()
+    gc.collect()
+    _LOG.debug("forgot the compiled programs, for they took %d of %d mappings", taken, limit)
+    return True
 
 
 def _may_use_accelerator(environ: Mapping[str, str]) -> bool:

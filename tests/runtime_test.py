@@ -18,6 +18,35 @@ def _python(code, **environ):
     return done.stdout
 
 
+MANY = """
+import jax, jax.numpy as jnp
+from jaxdeblur import runtime
+
+def mappings():
+    return sum(1 for _ in open("/proc/self/maps"))
+
+def compile_some(number):
+    for size in range(1, number):
+        jax.jit(lambda x: jnp.fft.fft(jnp.sort(x) @ jnp.outer(x, x)).real)(jnp.ones(size)).block_until_ready()
+
+compile_some(3)
+before = mappings()
+compile_some(40)
+after = mappings()
+assert after > before + 100, (before, after)
+assert not runtime.make_room_for_programs()
+runtime._MOST_MAPPINGS_TAKEN = 0.9 * after / int(open("/proc/sys/vm/max_map_count").read())
+assert runtime.make_room_for_programs()
+assert mappings() < before + 0.3 * (after - before), (before, after, mappings())
+compile_some(3)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems do not count mappings")
+def test_programs_are_forgotten_before_there_are_too_many():
+    _python(MANY, JAXDEBLUR_CACHE_DIR="off")
+
+
 CACHE = """
 import jax, sys
 from jaxdeblur import runtime
