@@ -309,11 +309,11 @@ class FitConfig:
                 if self.stopping is None
                 else dataclasses.replace(self, stopping=dataclasses.replace(self.stopping, **given))
             )
-        # The error leaps when the loss changes, and takes a while to come down again.
-        settled = self.loss_intervals[-1].start + round(0.1 * self.num_iterations)
+        # The error leaps when the loss changes, and takes a while to come down again; measured, see experiments/README.md.
+        settled = self.loss_intervals[-1].start + round(0.15 * self.num_iterations)
         usual = {"from_step": max(settled, round(0.3 * self.num_iterations))}
         if criterion == "variance":
-            usual["patience"] = max(1, self.num_iterations // 10)
+            usual["patience"] = StoppingConfig.window
         return dataclasses.replace(self, stopping=StoppingConfig(**({"criterion": criterion} | usual | given)))
 
     def stretched(self, num_iterations: int) -> FitConfig:

@@ -110,12 +110,12 @@ class TestStopped:
 
     def test_usual_values_follow_the_length(self):
         assert self.fit.stopped("error").stopping == StoppingConfig("error", patience=30, from_step=300)
-        assert self.fit.stopped("variance").stopping == StoppingConfig("variance", patience=100, from_step=300)
+        assert self.fit.stopped("variance").stopping == StoppingConfig("variance", patience=StoppingConfig.window, from_step=300)
         assert self.fit.stopped("error", patience=5, from_step=7).stopping == StoppingConfig("error", patience=5, from_step=7)
 
     def test_iterates_do_not_count_while_the_error_leaps_with_the_loss(self):
         late = dataclasses.replace(self.fit, loss_intervals=(LossInterval(0, MSE), LossInterval(250, (("mae", 1.0),))))
-        assert late.stopped("error").stopping.from_step == 350
+        assert late.stopped("error").stopping.from_step == 400
 
     def test_a_presets_own_end_is_changed_or_taken_away(self):
         stopping = dataclasses.replace(self.fit, stopping=StoppingConfig(patience=9, from_step=50))
