@@ -110,7 +110,9 @@ class TestStopped:
 
     def test_usual_values_follow_the_length(self):
         assert self.fit.stopped("error").stopping == StoppingConfig("error", patience=30, from_step=300)
-        assert self.fit.stopped("variance").stopping == StoppingConfig("variance", patience=StoppingConfig.window, from_step=300)
+        assert self.fit.stopped("variance").stopping == StoppingConfig(
+            "variance", patience=StoppingConfig.window, from_step=300
+        )
         assert self.fit.stopped("error", patience=5, from_step=7).stopping == StoppingConfig("error", patience=5, from_step=7)
 
     def test_iterates_do_not_count_while_the_error_leaps_with_the_loss(self):

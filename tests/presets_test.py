@@ -1,14 +1,13 @@
 """The presets: as published, each departing from its parent in the fields that are listed here and in no other."""
 
 import dataclasses
-import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdeblur import deblur
+from jaxdeblur import deblur, runtime
 from jaxdeblur.config import Config, FitConfig, KernelLogitsConfig, KernelMlpConfig, SkipNetConfig, UNetConfig
 from jaxdeblur.losses import Observation
 from jaxdeblur.networks.teachers.dwdn import Dwdn, DwdnConfig
@@ -127,9 +126,6 @@ def test_the_default_finds_the_kernel_size_by_itself():
     assert deblur.__defaults__ == (PRESETS["fast"],)
 
 
-_COUNT = itertools.count()
-
-
 def _values(schedule, *steps):
     return [float(piecewise_constant(schedule).at(jnp.asarray(step))) for step in steps]
 
@@ -200,8 +196,8 @@ def teacher():
 def _forget_programs_now_and_then(request):
     """Every preset compiles its own, and a process may map only so many pieces of memory."""
     yield
-    if request.node.name.startswith("test_restarts") and next(_COUNT) % 8 == 7:
-        jax.clear_caches()
+    if request.node.name.startswith("test_restarts"):
+        runtime.make_room_for_programs()
 
 
 # Small variants differ from these in sizes and numbers, which a tiny net does not see.
