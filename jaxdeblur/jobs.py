@@ -89,7 +89,8 @@ def run_tasks(tasks: Sequence[Task]) -> list[tuple[Result, float]]:
 
     began = time.perf_counter()
     photos = [Photo(task.pixels, jax.random.key(task.seed), task.kernel) for task in tasks]
-    with show_progress(first.name) if first.shows_progress else contextlib.nullcontext() as progress:
+    label = first.name if len(tasks) == 1 else f"{first.name} and {len(tasks) - 1} more"
+    with show_progress(label) if first.shows_progress else contextlib.nullcontext() as progress:
         results = deblur_batch(photos, first.config, progress=progress, checkpoint=first.checkpoint)
     seconds = (time.perf_counter() - began) / len(tasks)
     return [(result, seconds) for result in results]
@@ -138,6 +139,7 @@ def run_jobs(
     Raises:
       InputError: there is no such cluster.
     """
+    shows_progress = workers == 1 and ray_address is None  # one thing at a time
     under_way: dict[int, _Opened] = {}
     numbers = itertools.count()
     failures = 0
@@ -163,7 +165,7 @@ def run_jobs(
     def batches() -> Iterator[list[Task]]:
         for batch in in_batches(opened(), lambda one: (one.picture.pixels.shape[:2], one.picture.lossy), size):
             under_way.update((next(numbers), one) for one in batch)
-            yield [_task(one.path, one.picture, settings) for one in batch]
+            yield [_task(one.path, one.picture, settings, shows_progress=shows_progress) for one in batch]
 
     with contextlib.closing(map_batches(run_tasks, batches(), workers=workers, ray_address=ray_address)) as outcomes:
         for outcome in outcomes:
