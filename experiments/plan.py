@@ -12,6 +12,7 @@ from experiments.tables import Entry, Row
 from jaxdeblur.config import Config
 from jaxdeblur.errors import InputError
 from jaxdeblur.evaluation.datasets import Example, find_examples
+from jaxdeblur.evaluation.metrics import SMALLEST_MULTI_SCALE_SIDE
 from jaxdeblur.presets import PRESETS
 from jaxdeblur.version import __version__
 
@@ -120,8 +121,15 @@ def find_images(entries: Iterable[Entry], settings: Settings) -> dict[str, list[
             except InputError as error:
                 problems.append(str(error))
                 continue
+            shape = loaded.load()[0].shape
+            if example.trajectory and min(shape) < SMALLEST_MULTI_SCALE_SIDE:
+                problems.append(
+                    f"{example.name}: {shape[1]}×{shape[0]} pixels are too few for multi-scale SSIM, which this set is measured "
+                    f"by: give a --crop of {SMALLEST_MULTI_SCALE_SIDE} or more"
+                )
+                continue
             parts = (*loaded.load(), loaded.true_kernel, len(example.trajectory))
-            found[name].append(Image(name, example, digest(*parts), loaded.load()[0].shape))
+            found[name].append(Image(name, example, digest(*parts), shape))
     if problems:
         raise InputError("\n".join(problems))
     return found

@@ -32,7 +32,7 @@ _SSIM_SIGMA = 1.5
 _SMALLEST_SIDE = 21
 _SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 # The coarsest of five scales must hold one SSIM window.
-_SMALLEST_MULTI_SCALE_SIDE = _SSIM_WINDOW * 2 ** (len(_SCALE_WEIGHTS) - 1)
+SMALLEST_MULTI_SCALE_SIDE = _SSIM_WINDOW * 2 ** (len(_SCALE_WEIGHTS) - 1)
 # Analysis low-pass filter of the biorthogonal 9/7 wavelet, from its centre outwards.
 _WAVELET_TAPS = (0.85269867900889, 0.37740285561283, -0.11062440441844, -0.02384946501956, 0.03782845550726)
 
@@ -339,9 +339,9 @@ def _ssim_maps(first: Array, second: Array) -> tuple[Array, Array, Array]:
 def _multi_scale_ssim(first: Array, second: Array) -> tuple[float, float]:
     """SSIM and multi-scale SSIM of two images ``[H, W]``."""
     chex.assert_rank([first, second], 2)
-    if min(first.shape) < _SMALLEST_MULTI_SCALE_SIDE:
+    if min(first.shape) < SMALLEST_MULTI_SCALE_SIDE:
         raise InputError(
-            f"images of {_size(first)} pixels are too small for five scales: give {_SMALLEST_MULTI_SCALE_SIDE} or more per side"
+            f"images of {_size(first)} pixels are too small for five scales: give {SMALLEST_MULTI_SCALE_SIDE} or more per side"
         )
     single, product = 0.0, 1.0
     for scale, weight in enumerate(_SCALE_WEIGHTS):

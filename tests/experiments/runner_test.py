@@ -267,6 +267,17 @@ def test_what_cannot_be_used_is_told_before_any_work(data, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_images_too_small_for_their_sets_metric_are_told_before_any_work(data, tmp_path, monkeypatch):
+    """Those of a set with a truth for each point of a trajectory."""
+    found = plan.find_examples("folder", data)
+    along = [dataclasses.replace(example, trajectory=(example.sharp,)) for example in found]
+    monkeypatch.setattr(plan, "find_examples", lambda name, folder: along)
+    with pytest.raises(InputError, match="scene0: 64×64 pixels are too few") as error:
+        find_images([PAIR], settings_for(data, tmp_path / "out"))
+    assert "--crop of 176" in str(error.value)
+    assert len(str(error.value).splitlines()) == 2
+
+
 def test_rows_whose_teacher_has_no_weights_are_not_run(data, tmp_path, monkeypatch):
     monkeypatch.setattr(job, "run_tasks", one_by_one(fake_result))
     entry = TABLES["weak_table5"]
