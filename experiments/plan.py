@@ -124,8 +124,8 @@ def find_images(entries: Iterable[Entry], settings: Settings) -> dict[str, list[
             shape = loaded.load()[0].shape
             if example.trajectory and min(shape) < SMALLEST_MULTI_SCALE_SIDE:
                 problems.append(
-                    f"{example.name}: {shape[1]}×{shape[0]} pixels are too few for multi-scale SSIM, which this set is measured "
-                    f"by: give a --crop of {SMALLEST_MULTI_SCALE_SIDE} or more"
+                    f"{example.name}: {shape[1]}×{shape[0]} pixels are too few for multi-scale SSIM, this set's measure: "
+                    f"give a --crop of {SMALLEST_MULTI_SCALE_SIDE} or more"
                 )
                 continue
             parts = (*loaded.load(), loaded.true_kernel, len(example.trajectory))
