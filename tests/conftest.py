@@ -8,8 +8,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from jaxdeblur.runtime import make_room_for_programs
-
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
 
 
@@ -22,7 +20,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def _forget_programs() -> Iterator[None]:
-    """A process may map only so many pieces of memory, and every compiled program takes some."""
+    """Programs of one module are of no use to the next, and each takes memory and mappings, which are few."""
     yield
     if "jax" in sys.modules:
-        make_room_for_programs()
+        sys.modules["jax"].clear_caches()
