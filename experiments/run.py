@@ -29,7 +29,7 @@ from experiments.store import Store
 from experiments.tables import TABLES, Entry
 from experiments.tables.entry import AVERAGE
 from jaxdeblur import runtime
-from jaxdeblur.batches import default_batch_size, fit_bytes, in_batches, pixels_of
+from jaxdeblur.batches import batch_size, fit_bytes, in_batches, pixels_of
 from jaxdeblur.cluster import map_batches
 from jaxdeblur.errors import InputError
 from jaxdeblur.evaluation import protocol
@@ -211,9 +211,7 @@ def _hand_out(runs: Sequence[Run], store: Store, settings: Settings, tell: Calla
     order: list[Run] = []
 
     def size(run: Run) -> int:
-        if settings.batch_size is not None:
-            return settings.batch_size
-        return 1 if settings.ray is not None else default_batch_size(run.config, pixels_of(run.image.shape))
+        return batch_size(settings.batch_size, run.config, run.image.shape, elsewhere=settings.ray is not None)
 
     def batches() -> Iterator[list[job.Task]]:
         for batch in in_batches(runs, lambda run: (run.image.shape, run.config, run.known_kernel, run.base is None), size):

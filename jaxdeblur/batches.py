@@ -38,6 +38,20 @@ def default_batch_size(config: Config, pixels: int) -> int:
     return max(1, min(_MOST, int(0.8 * limit / fit_bytes(config, pixels))))
 
 
+def batch_size(asked: int | None, config: Config, shape: tuple[int, ...], *, elsewhere: bool) -> int:
+    """How many pictures like one of ``shape`` (``[H, W]`` or ``[H, W, 3]``) make a batch.
+
+    Args:
+      asked: what the user says, or None.
+      config: of the run.
+      shape: of the picture.
+      elsewhere: whether other machines do the work, of whose memory nothing is known here.
+    """
+    if asked is not None:
+        return asked
+    return 1 if elsewhere else default_batch_size(config, pixels_of(shape))
+
+
 def in_batches(items: Iterable[Item], alike: Callable[[Item], Hashable], size: Callable[[Item], int]) -> Iterator[list[Item]]:
     """Puts items that are alike together, in batches of at most ``size`` of their first item.
 

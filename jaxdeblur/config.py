@@ -531,8 +531,8 @@ class Config:
         """A copy with the fields that are not None replaced; a fit's schedules are stretched with ``num_iterations``.
 
         ``stopping`` is a criterion of :class:`StoppingConfig`, or ``off``. If nothing else is said, iterates count from three
-        tenths of the steps on, but not in the tenth after the loss has changed, and 30 steps without a smaller error, or a
-        tenth of all without a smaller variance, end it.
+        tenths of the steps on, but not in the 15 % after the loss has changed for the last time, and 30 steps without a
+        smaller error, or as many as the window's without a smaller variance, end it.
 
         Raises:
           InputError: a value is out of range, or the preset has nothing that it could set.

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxdeblur.batches import default_batch_size, in_batches, pixels_of
+from jaxdeblur import batches
 from jaxdeblur.cluster import map_batches
 from jaxdeblur.config import COMPRESSED_NOISE_STD, SMALLEST_SIDE, Config
 from jaxdeblur.errors import InputError
@@ -158,16 +158,15 @@ def run_jobs(
             yield _Opened(path, picture, outputs)
 
     def size(one: _Opened) -> int:
-        if batch_size is not None:
-            return batch_size
-        return 1 if ray_address is not None else default_batch_size(settings.config, pixels_of(one.picture.pixels.shape))
+        shape = one.picture.pixels.shape
+        return batches.batch_size(batch_size, settings.config, shape, elsewhere=ray_address is not None)
 
-    def batches() -> Iterator[list[Task]]:
-        for batch in in_batches(opened(), lambda one: (one.picture.pixels.shape[:2], one.picture.lossy), size):
+    def tasks() -> Iterator[list[Task]]:
+        for batch in batches.in_batches(opened(), lambda one: (one.picture.pixels.shape[:2], one.picture.lossy), size):
             under_way.update((next(numbers), one) for one in batch)
             yield [_task(one.path, one.picture, settings, shows_progress=shows_progress) for one in batch]
 
-    with contextlib.closing(map_batches(run_tasks, batches(), workers=workers, ray_address=ray_address)) as outcomes:
+    with contextlib.closing(map_batches(run_tasks, tasks(), workers=workers, ray_address=ray_address)) as outcomes:
         for outcome in outcomes:
             one = under_way.pop(outcome.index)
             try:

@@ -157,11 +157,11 @@ def deblur_batch(
     if config.teacher is not None:
         teacher = Teacher(config.teacher.name, load_teacher(config.teacher.name, config.teacher.weights))
     cases = [_prepare(photo, config, teacher, progress) for photo in photos]
-    alike: dict[tuple[object, ...], list[_Case]] = {}
-    for case in cases:
-        alike.setdefault(case.shapes, []).append(case)
-    for number, group in enumerate(alike.values()):
-        if config.fit is not None:
+    if config.fit is not None:
+        alike: dict[tuple[object, ...], list[_Case]] = {}
+        for case in cases:
+            alike.setdefault(case.shapes, []).append(case)
+        for number, group in enumerate(alike.values()):
             numbered = checkpoint.with_name(f"{checkpoint.name}.{number}") if checkpoint and number else checkpoint
             _fit(group, config, teacher, progress, numbered)
     return [_conclude(case, progress) for case in cases]
@@ -219,8 +219,6 @@ class _Case:
     @property
     def shapes(self) -> tuple[object, ...]:
         """Cases that agree in these can be fitted together."""
-        if self.scene.config.fit is None:
-            return ()
         return (self.scene.grey[self.window].shape, self.kernel_shape, tuple(self.kernels))
 
 

@@ -414,22 +414,24 @@ def _check(
         per_problem = [jnp.asarray(problem.initial_kernel, jnp.float32) for problem in problems]
         starts = jnp.concatenate([jnp.broadcast_to(start, (num_restarts, *kernel_shape)) for start in per_problem])
     delta_allowed = []
-    for member in range(len(problems) * num_restarts):
-        problem = problems[member // num_restarts]
-        starts_as_delta = starts is not None and float(jnp.max(starts[member])) > restarts.DELTA_PEAK
-        plausible = restarts.delta_is_plausible(np.asarray(problem.blurry), problem.noise_std)
-        delta_allowed.append(problem.kernel is not None or plausible or starts_as_delta)
+    for number, problem in enumerate(problems):
+        allowed = problem.kernel is not None or restarts.delta_is_plausible(np.asarray(problem.blurry), problem.noise_std)
+        for member in range(number * num_restarts, (number + 1) * num_restarts):
+            starts_as_delta = starts is not None and float(jnp.max(starts[member])) > restarts.DELTA_PEAK
+            delta_allowed.append(allowed or starts_as_delta)
 
+    # A teacher's weights are many: once, and not for every scene.
+    observation = Observation.stack(scenes)
     keys = [jax.random.key_data(problem.key).tolist() for problem in problems]
     parts = (__version__, config, kernel_shape, num_restarts, keys)
     digest = hashlib.sha256(repr(parts).encode())
-    for array in (starts, *(leaf for scene in scenes for leaf in jax.tree.leaves(scene))):
+    for array in (starts, *jax.tree.leaves(observation)):
         digest.update(b"none" if array is None else repr(np.shape(array)).encode() + np.asarray(array).tobytes())
     return _Task(
         problems=tuple(problems),
         num_restarts=num_restarts,
         program=Program.of(config, (shape[0], shape[1]), kernel_shape, kernel_known=problems[0].kernel is not None),
-        observation=Observation.stack([scene for scene in scenes for _ in range(num_restarts)]),
+        observation=observation.take(np.repeat(np.arange(len(scenes)), num_restarts)),
         plan=schedules.plan(config),
         num_iterations=config.num_iterations,
         initial_kernels=starts,
