@@ -63,9 +63,9 @@ def _jax_stepper() -> tuple[Callable[[], Any], float]:
     """Ours: a function that does one turn, and the seconds spent compiling."""
     import jax
 
-    from jaxdeblur.losses import Observation
+    from jaxdeblur.optimise.losses import Observation
+    from jaxdeblur.optimise.schedules import plan
     from jaxdeblur.optimise.step import Program, initial_state, run_chunk
-    from jaxdeblur.schedules import plan
 
     runtime.set_up_cache(_CACHE_DIR.value)
     config = _fit_config()

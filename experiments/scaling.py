@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from absl import app, flags, logging
 
-from experiments.store import write_text
+from experiments.runner.store import write_text
 from jaxdeblur import runtime
 
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", "scaling", "folder for the table and the picture")

@@ -20,8 +20,8 @@ from jaxdeblur.errors import InputError
 from jaxdeblur.imaging.kernel_files import read_kernel
 from jaxdeblur.imaging.reading import read_picture
 from jaxdeblur.imaging.selection import Outputs, assign_outputs, find_pictures, prepare_folder, remove_if_empty
-from jaxdeblur.jobs import Settings, run_job, run_jobs
-from jaxdeblur.saved_run import SavedRun, read_saved_run, version_notes
+from jaxdeblur.jobs.images import Settings, run_job, run_jobs
+from jaxdeblur.jobs.saved_run import SavedRun, read_saved_run, version_notes
 from jaxdeblur.version import __version__
 
 USAGE = "usage: python -m jaxdeblur.main --image=photo.jpg [flags]"

@@ -14,9 +14,10 @@ import pytest
 import tifffile
 from PIL import Image
 
-from jaxdeblur import jobs, pipeline
-from jaxdeblur.cluster import Outcome
+from jaxdeblur import pipeline
 from jaxdeblur.config import COMPRESSED_NOISE_STD
+from jaxdeblur.jobs import images
+from jaxdeblur.jobs.cluster import Outcome
 from jaxdeblur.main import define_flags, main
 from jaxdeblur.presets import PRESETS
 from jaxdeblur.version import __version__
@@ -81,7 +82,7 @@ def quick(monkeypatch):
         return pipeline.Result(**known)
 
     monkeypatch.setattr(pipeline, "deblur_batch", deblur_batch)
-    monkeypatch.setattr(jobs, "_setup_cache", lambda setting: None)
+    monkeypatch.setattr(images, "_setup_cache", lambda setting: None)
     return calls
 
 
@@ -211,8 +212,8 @@ class TestManyWorkers:
                 else:
                     yield Outcome(index, pickle.loads(pickle.dumps(function([task])[0])), (), failed=False)
 
-        monkeypatch.setattr(jobs, "map_batches", map_batches)
-        monkeypatch.setattr(jobs, "run_tasks", lambda tasks: [(_result_like(task.pixels), 1.0) for task in tasks])
+        monkeypatch.setattr(images, "map_batches", map_batches)
+        monkeypatch.setattr(images, "run_tasks", lambda tasks: [(_result_like(task.pixels), 1.0) for task in tasks])
 
     def test_results_reach_their_own_places_and_failures_are_told_of(self, workplace, quick, scattered, cli):
         save(workplace / "second.png", (44, 50, 3), seed=1)
@@ -263,7 +264,7 @@ class TestManyWorkers:
             def full(*_):
                 raise OSError(28, "No space left on device")
 
-            patch.setattr(jobs, "write_report", full)
+            patch.setattr(images, "write_report", full)
             assert cli("--image=photo.png,deeper/photo.png", *arguments)[0] == 1
         kept = [call["checkpoint"] for call in quick]
         assert len({path.name for path in kept}) == 2
@@ -390,7 +391,7 @@ class TestRefusals:
     @pytest.fixture(autouse=True)
     def _no_compute(self, monkeypatch):
         """A refusal must come before anything slow: reaching the pipeline is an error."""
-        monkeypatch.setattr(jobs, "run_tasks", None)
+        monkeypatch.setattr(images, "run_tasks", None)
 
     @pytest.mark.parametrize(
         ("name", "reason"),
@@ -476,8 +477,8 @@ class TestRefusals:
         def full(*_):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(jobs, "run_tasks", lambda tasks: [(_result_like(task.pixels), 0.0) for task in tasks])
-        monkeypatch.setattr(jobs, "write_report", full)
+        monkeypatch.setattr(images, "run_tasks", lambda tasks: [(_result_like(task.pixels), 0.0) for task in tasks])
+        monkeypatch.setattr(images, "write_report", full)
         assert "No space left" in refused("--image=photo.png")
 
 

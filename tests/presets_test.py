@@ -9,12 +9,12 @@ import pytest
 
 from jaxdeblur import deblur, runtime
 from jaxdeblur.config import Config, FitConfig, KernelLogitsConfig, KernelMlpConfig, SkipNetConfig, UNetConfig
-from jaxdeblur.losses import Observation
 from jaxdeblur.networks.teachers.dwdn import Dwdn, DwdnConfig
 from jaxdeblur.networks.teachers.teacher import Teacher
+from jaxdeblur.optimise.losses import Observation
+from jaxdeblur.optimise.schedules import learning_rate, piecewise_constant, plan
 from jaxdeblur.optimise.step import Program, initial_state, train_step
 from jaxdeblur.presets import ABOUT, PRESETS, differences, small
-from jaxdeblur.schedules import learning_rate, piecewise_constant, plan
 
 FITTING = [name for name, preset in PRESETS.items() if preset.fit is not None]
 SMALL = [name for name in FITTING if name.endswith("_small")]

@@ -40,3 +40,25 @@ def ycbcr_to_rgb(ycbcr: Array) -> Array:
     blue = y + _CB_SCALE * (cb - 0.5)
     green = (y - _RED * red - _BLUE * blue) / _GREEN
     return ycbcr.__array_namespace__().stack([red, green, blue], axis=-1)
+
+
+def grey(image: np.ndarray) -> np.ndarray:
+    """``image [H, W]`` itself, or the luma of ``image [H, W, 3]``."""
+    return luma(image) if image.ndim == 3 else image
+
+
+def with_luma(image: np.ndarray, restored: np.ndarray) -> np.ndarray:
+    """The chroma of ``image`` with a luma restored apart from it, as SelfDeblur does for colour.
+
+    Args:
+      image: ``[H, W]`` or ``[H, W, 3]`` in [0, 1].
+      restored: the new luma ``[H, W]``.
+
+    Returns:
+      The shape of ``image``; not clipped.
+    """
+    if image.ndim == 2:
+        return np.asarray(restored)
+    ycbcr = np.array(rgb_to_ycbcr(image))
+    ycbcr[..., 0] = restored
+    return ycbcr_to_rgb(ycbcr)

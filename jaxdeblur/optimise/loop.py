@@ -14,14 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdeblur import schedules
 from jaxdeblur.config import FitConfig, KernelLogitsConfig, check_kernel_size
 from jaxdeblur.errors import InputError
-from jaxdeblur.losses import Estimate, Observation
 from jaxdeblur.networks import kernel_mlp
 from jaxdeblur.networks.teachers.teacher import Teacher, restoration
 from jaxdeblur.operators import blur
-from jaxdeblur.optimise import restarts
+from jaxdeblur.optimise import restarts, schedules
+from jaxdeblur.optimise.losses import Estimate, Observation
 from jaxdeblur.optimise.restarts import RestartStatus, Stop
 from jaxdeblur.optimise.state import TrainState, load_checkpoint, save_checkpoint
 from jaxdeblur.optimise.step import Program, initial_state, posterior, render, run_chunk

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -52,6 +53,19 @@ class RestartStatus:
     def ok(self) -> bool:
         """Whether the result can be used."""
         return self.collapsed is None
+
+
+def restart_warnings(statuses: Sequence[RestartStatus]) -> list[str]:
+    """What the user should know of a fit's restarts, one sentence each."""
+    lines = []
+    for index, status in enumerate(statuses):
+        if status.retried:
+            lines.append(f"restart {index} collapsed ({', '.join(status.retried)}) and was run again with a new key")
+        if not status.ok:
+            lines.append(
+                f"restart {index} collapsed to the end ({status.collapsed}); its result is not used if another one is sound"
+            )
+    return lines
 
 
 def detail(image: np.ndarray, noise_std: float = 0.0) -> float:

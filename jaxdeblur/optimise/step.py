@@ -11,13 +11,13 @@ import numpy as np
 import optax
 from jax import flatten_util, lax
 
-from jaxdeblur import schedules
 from jaxdeblur.config import FitConfig, ImageGeneratorConfig, KernelGeneratorConfig, StoppingConfig, Update
-from jaxdeblur.losses import Estimate, Observation
 from jaxdeblur.networks import registry
 from jaxdeblur.networks.registry import Params
 from jaxdeblur.operators import blur
+from jaxdeblur.optimise import schedules
 from jaxdeblur.optimise import stopping as early
+from jaxdeblur.optimise.losses import Estimate, Observation
 from jaxdeblur.optimise.state import TrainState
 
 # In alternating updates the sets take turns in this order.

@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 from scenes import QUICK, scene
 
-from experiments import job, plan, run
-from experiments.plan import Settings, find_images, plan_entry
-from experiments.tables import TABLES, Entry, Row
-from experiments.tables.entry import AVERAGE, LAI_CATEGORIES, NOT_GIVEN
+from experiments.runner import command as run
+from experiments.runner import job, plan
+from experiments.runner.plan import Settings, find_images, plan_entry
+from experiments.runner.tables import TABLES, Entry, Row
+from experiments.runner.tables.entry import AVERAGE, LAI_CATEGORIES, NOT_GIVEN
 from jaxdeblur.config import Config, FitConfig, SkipNetConfig
 from jaxdeblur.errors import InputError
 from jaxdeblur.presets import PRESETS
@@ -412,7 +413,8 @@ def test_a_ray_cluster_gives_the_same_table(tiny, data, tmp_path):
 KILLED = """
 import sys
 sys.path[:0] = [{tests!r}]
-from experiments import job, plan, run
+from experiments.runner import command as run
+from experiments.runner import job, plan
 import runner_test
 plan.PRESETS = runner_test.TINY
 settings = runner_test.settings_for(*map(runner_test.pathlib.Path, sys.argv[1:3]))

@@ -9,12 +9,12 @@ import pytest
 
 from jaxdeblur.config import FitConfig, KernelLogitsConfig, KernelMlpConfig, LossInterval, SkipNetConfig, UNetConfig, constant
 from jaxdeblur.errors import InputError
-from jaxdeblur.losses import Observation
 from jaxdeblur.operators import blur
 from jaxdeblur.optimise import loop, restarts, step
 from jaxdeblur.optimise.loop import Problem, fit, fit_batch
+from jaxdeblur.optimise.losses import Observation
+from jaxdeblur.optimise.schedules import loss_and_gradient, plan
 from jaxdeblur.optimise.step import Program, initial_state, run_chunk, train_step
-from jaxdeblur.schedules import loss_and_gradient, plan
 
 SMALL = FitConfig(
     image_generator=SkipNetConfig(num_scales=1, channels=4, skip_channels=2),

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdeblur import losses
 from jaxdeblur.config import Config, FitConfig, KernelMlpConfig, LossInterval, SkipNetConfig, TeacherConfig
 from jaxdeblur.errors import InputError
 from jaxdeblur.networks.teachers.dwdn import Dwdn, DwdnConfig
 from jaxdeblur.networks.teachers.teacher import Teacher, restoration
 from jaxdeblur.operators import blur
+from jaxdeblur.optimise import losses
 from jaxdeblur.optimise.loop import fit
 
 KERNEL = jnp.full((3, 3), 1 / 9)

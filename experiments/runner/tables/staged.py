@@ -1,6 +1,6 @@
 """Choi and Lee: blind image deblurring based on deep image priors, with losses that change from interval to interval."""
 
-from experiments.tables.entry import Entry, Row
+from experiments.runner.tables.entry import Entry, Row
 
 _PAPER = "Choi & Lee"
 _OURS = Row("jaxdeblur fast (ours, classical)", preset="fast")

@@ -3,7 +3,7 @@
 A Δ after a name is the paper's mark of a kernel handed to a non-blind method.
 """
 
-from experiments.tables.entry import AVERAGE, LAI_CATEGORIES, LAI_FINAL, Entry, Row
+from experiments.runner.tables.entry import AVERAGE, LAI_CATEGORIES, LAI_FINAL, Entry, Row
 
 _PAPER = "Ren et al., CVPR 2020"
 _OURS = Row("jaxdeblur fast (ours, classical)", preset="fast")

@@ -3,7 +3,7 @@
 "Two-stage" rows hand the estimated kernel to a non-blind method, "direct" ones are the generator's image.
 """
 
-from experiments.tables.entry import AVERAGE, LAI_CATEGORIES, LAI_FINAL, Entry, Row
+from experiments.runner.tables.entry import AVERAGE, LAI_CATEGORIES, LAI_FINAL, Entry, Row
 
 _PAPER = "Li, Nan & Ji, Inverse Problems 2021"
 _CATEGORIES = (*LAI_CATEGORIES, AVERAGE)

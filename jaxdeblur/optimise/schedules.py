@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxdeblur import losses
 from jaxdeblur.config import FitConfig, LossTerm, Schedule
+from jaxdeblur.optimise import losses
 
 Terms = tuple[LossTerm, ...]
 

@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 
-from jaxdeblur.report import to_json, write_report
+from jaxdeblur.jobs.report import to_json, write_report
 
 
 @dataclasses.dataclass(frozen=True)

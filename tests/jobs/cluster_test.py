@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from jaxdeblur.cluster import map_batches, map_tasks
 from jaxdeblur.errors import InputError
+from jaxdeblur.jobs.cluster import map_batches, map_tasks
 
 WAYS = [
     pytest.param({"workers": 1}, id="here"),
@@ -125,7 +125,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
         import sys
         sys.path[:0] = [{str(pathlib.Path(__file__).parent)!r}]
         import cluster_test
-        from jaxdeblur.cluster import map_batches, map_tasks
+        from jaxdeblur.jobs.cluster import map_batches, map_tasks
         if __name__ == "__main__":
             list(map_tasks(cluster_test.square_unless_killed, [({str(tmp_path)!r}, 1)], workers=2))
     """

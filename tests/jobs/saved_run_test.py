@@ -5,9 +5,9 @@ import json
 import pytest
 
 from jaxdeblur.errors import InputError
+from jaxdeblur.jobs.report import to_json
+from jaxdeblur.jobs.saved_run import config_from_json, read_saved_run, version_notes
 from jaxdeblur.presets import PRESETS
-from jaxdeblur.report import to_json
-from jaxdeblur.saved_run import config_from_json, read_saved_run, version_notes
 from jaxdeblur.version import __version__
 
 REFUSED = {

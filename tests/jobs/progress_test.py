@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxdeblur import progress
+from jaxdeblur.jobs import progress
 
 
 @pytest.fixture

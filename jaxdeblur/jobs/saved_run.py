@@ -72,7 +72,7 @@ def version_notes(saved: SavedRun) -> list[str]:
 
 
 def config_from_json(value: Any) -> Config:
-    """The configuration that :func:`jaxdeblur.report.to_json` has made plain.
+    """The configuration that :func:`jaxdeblur.jobs.report.to_json` has made plain.
 
     Raises:
       ValueError: fields are missing, unknown or of the wrong type (one line).

@@ -8,8 +8,8 @@ import pytest
 from absl.testing import parameterized
 from skimage.metrics import structural_similarity
 
-from jaxdeblur import losses
 from jaxdeblur.config import LOSS_TERMS, TEACHER_TERMS
+from jaxdeblur.optimise import losses
 
 
 def _images(shape=(40, 47)):

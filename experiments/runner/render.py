@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.store import write_text
-from experiments.tables.entry import AVERAGE, HEADINGS, Entry, Metric, Row, format_metric
+from experiments.runner.store import write_text
+from experiments.runner.tables.entry import AVERAGE, HEADINGS, Entry, Metric, Row, format_metric
 from jaxdeblur.errors import InputError
 from jaxdeblur.evaluation import protocol
 

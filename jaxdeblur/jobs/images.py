@@ -19,8 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxdeblur import batches
-from jaxdeblur.cluster import map_batches
 from jaxdeblur.config import COMPRESSED_NOISE_STD, SMALLEST_SIDE, Config
 from jaxdeblur.errors import InputError
 from jaxdeblur.imaging.colour import luma
@@ -31,8 +29,10 @@ from jaxdeblur.imaging.reading import read_picture
 from jaxdeblur.imaging.selection import Outputs, prepare_folder, remove_if_empty
 from jaxdeblur.imaging.trace import write_trace
 from jaxdeblur.imaging.writing import staged, write_grey, write_picture
-from jaxdeblur.progress import show_progress
-from jaxdeblur.report import write_report
+from jaxdeblur.jobs import batches
+from jaxdeblur.jobs.cluster import map_batches
+from jaxdeblur.jobs.progress import show_progress
+from jaxdeblur.jobs.report import write_report
 from jaxdeblur.version import __version__
 
 if TYPE_CHECKING:

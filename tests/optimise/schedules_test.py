@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdeblur import losses, schedules
 from jaxdeblur.config import FitConfig, LossInterval, constant
+from jaxdeblur.optimise import losses, schedules
 
 INTERVALS = (
     LossInterval(0, (("mae", 1.0),)),

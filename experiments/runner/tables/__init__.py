@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from experiments.tables import monte_carlo, selfdeblur, staged, weak
-from experiments.tables.entry import Entry, Row
+from experiments.runner.tables import monte_carlo, selfdeblur, staged, weak
+from experiments.runner.tables.entry import Entry, Row
 
 TABLES: Mapping[str, Entry] = MappingProxyType(
     {entry.name: entry for paper in (selfdeblur, monte_carlo, staged, weak) for entry in paper.TABLES}

@@ -1,6 +1,6 @@
 """Chi: "Weakly-supervising the deep priors for blind deconvolution", course report, University of Toronto."""
 
-from experiments.tables.entry import LEVIN_IMAGES, LEVIN_KERNELS, Entry, Row
+from experiments.runner.tables.entry import LEVIN_IMAGES, LEVIN_KERNELS, Entry, Row
 
 _PAPER = "Chi"
 _TEACHERS = "Teachers need their weights (--teacher_weights); rows without them are not run."

@@ -6,9 +6,9 @@ import dataclasses
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from experiments import job
-from experiments.store import SCHEMA, digest
-from experiments.tables import Entry, Row
+from experiments.runner import job
+from experiments.runner.store import SCHEMA, digest
+from experiments.runner.tables import Entry, Row
 from jaxdeblur.config import Config
 from jaxdeblur.errors import InputError
 from jaxdeblur.evaluation.datasets import Example, find_examples

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from jaxdeblur.batches import default_batch_size, fit_bytes, in_batches, pixels_of
+from jaxdeblur.jobs.batches import default_batch_size, fit_bytes, in_batches, pixels_of
 from jaxdeblur.presets import PRESETS
 
 

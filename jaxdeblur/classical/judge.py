@@ -1,0 +1,45 @@
+"""Choosing among kernels without ground truth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdeblur.classical import variational
+from jaxdeblur.config import InitialiserConfig
+from jaxdeblur.operators.kernels import pad_kernel
+
+
+def judge(
+    blurry: np.ndarray, kernels: Mapping[str, np.ndarray], config: InitialiserConfig, *, noise_std: float
+) -> dict[str, float]:
+    """How badly each kernel explains an image, all of them on the support of the largest.
+
+    Args:
+      blurry: ``[H, W]`` in [0, 1].
+      kernels: ``[h, w]`` by name, odd sides, non-negative, summing to one.
+      config: of the model by which they are judged.
+      noise_std: of the image, in [0, 1] units.
+
+    Returns:
+      :func:`jaxdeblur.classical.variational.surprise` by name, lower is better; infinite where it cannot be computed, NaN if
+      there is one kernel only and so nothing to choose.
+    """
+    if len(kernels) == 1:
+        return dict.fromkeys(kernels, float("nan"))
+    shape = (max(k.shape[0] for k in kernels.values()), max(k.shape[1] for k in kernels.values()))
+    variance = variational.noise_variance(noise_std, smallest=config.noise_variance)
+    scores = {
+        name: float(
+            variational.surprise(
+                jnp.asarray(blurry),
+                pad_kernel(jnp.asarray(kernel), shape),
+                noise_variance=variance,
+                camera_blur_std=config.camera_blur_std,
+            )
+        )
+        for name, kernel in kernels.items()
+    }
+    return {name: score if np.isfinite(score) else float("inf") for name, score in scores.items()}

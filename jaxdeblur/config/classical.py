@@ -1,0 +1,81 @@
+"""Settings of the classical methods: the kernel's initial estimate, and the non-blind step from a kernel to an image."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jaxdeblur.config.checks import require
+
+
+@dataclasses.dataclass(frozen=True)
+class InitialiserConfig:
+    """The classical kernel estimate: L0-gradient pyramid for several guesses, variational refinement, choice by evidence.
+
+    See :mod:`jaxdeblur.classical.kernel_l0` and :mod:`jaxdeblur.classical.variational` for the equations.
+
+    Attributes:
+      gradient_weights: weights of the L0 prior; every pair of a weight and a support makes a guess.
+      support_shares: sides of the supports that guesses are confined to, as shares of the kernel's.
+      kernel_ridge: weight of ``‖k‖²`` in the L0 pyramid's kernel step.
+      level_iterations: alternations of image and kernel per level of the pyramid.
+      guess_iterations: variational iterations given to every guess before it is judged.
+      num_finalists: guesses that remain after that.
+      finalist_iterations: variational iterations given to each of them before they are judged again.
+      refine_iterations: variational iterations given to the chosen guess, at the level where it was chosen.
+      fine_iterations: variational iterations given to it at each finer level.
+      noise_variance: of the gradients in the variational model, in squared [0, 1] units; where its annealing ends.
+      first_noise_variance: where the annealing begins.
+      camera_blur_std: standard deviation in pixels of the Gaussian that a sharp photograph's steps are taken to carry.
+      guess_side: guesses are told apart on a level of the pyramid of at most about this many pixels a side.
+      refine_side: on finer levels the kernel is refined on an informative crop of at most this many pixels a side.
+      image_side: of larger images, only an informative crop of this many pixels a side is looked at.
+    """
+
+    gradient_weights: tuple[float, ...] = (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
+    support_shares: tuple[float, ...] = (1.0, 0.7, 0.5)
+    kernel_ridge: float = 2.0
+    level_iterations: int = 5
+    guess_iterations: int = 20
+    num_finalists: int = 3
+    finalist_iterations: int = 60
+    refine_iterations: int = 120
+    fine_iterations: int = 40
+    noise_variance: float = 1e-5
+    first_noise_variance: float = 3e-5
+    camera_blur_std: float = 0.4
+    guess_side: int = 300
+    refine_side: int = 512
+    image_side: int = 1280
+
+    def __post_init__(self) -> None:
+        require(len(self.gradient_weights) > 0, "initialiser: give at least one gradient weight")
+        require(min(self.gradient_weights) > 0, "initialiser: gradient weights must be positive")
+        require(
+            len(self.support_shares) > 0 and min(self.support_shares) > 0 and max(self.support_shares) <= 1,
+            "initialiser: support_shares must lie in (0, 1]",
+        )
+        require(self.num_finalists >= 1, "initialiser: num_finalists must be 1 or more")
+        require(self.level_iterations >= 1, "initialiser: level_iterations must be 1 or more")
+        require(
+            0 < self.noise_variance <= self.first_noise_variance,
+            "initialiser: noise_variance must be positive and at most first_noise_variance",
+        )
+        require(min(self.guess_side, self.refine_side, self.image_side) >= 64, "initialiser: sides must be 64 pixels or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class NonblindConfig:
+    """The non-blind step from a kernel to the final image.
+
+    Attributes:
+      sparse_weight: weight of the sparse prior for a noise-free photograph of 8 bits; it grows with the noise, see
+        :func:`jaxdeblur.classical.sparse.weight_for_noise`.
+      tile_side: images larger than this are restored in overlapping tiles, which bounds the memory.
+    """
+
+    sparse_weight: float = 1e-4
+    tile_side: int = 1280
+
+    def __post_init__(self) -> None:
+        require(self.sparse_weight > 0, "nonblind: sparse_weight must be positive")
+        require(self.tile_side >= 256, "nonblind: tile_side must be 256 or more")

@@ -1,0 +1,149 @@
+"""Settings of a whole run."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, get_args
+
+from jaxdeblur.config.checks import check_kernel_size, not_none, require
+from jaxdeblur.config.classical import InitialiserConfig, NonblindConfig
+from jaxdeblur.config.fit import FitConfig
+from jaxdeblur.config.networks import TeacherConfig
+
+Final = Literal["auto", "generator", "sparse", "hyper_laplacian", "saturated", "teacher"]
+FINALS: tuple[str, ...] = get_args(Final)
+
+# What a JPEG's quantisation does to a blurry photograph, chosen by eye on such photographs.
+COMPRESSED_NOISE_STD = 0.005
+
+# Pictures with fewer pixels a side are refused.
+SMALLEST_SIDE = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole run: *initialise → optimise → finish*.
+
+    Attributes:
+      name: the preset's name.
+      kernel_size: odd side of the blur kernel's support, or None to find it.
+      initialiser: how the kernel is estimated classically, or None to leave that to the deep prior alone.
+      fit: the deep prior to fit, or None for a classical run.
+      num_restarts: independent fits of the deep prior, in one program.
+      teacher: the pre-trained network that loss terms or the final image ask, or None.
+      final: where the final image comes from. ``generator``: the deep prior's image. ``teacher``: the pre-trained network's
+        alone. ``sparse``, ``hyper_laplacian``, ``saturated`` (for clipped highlights): that non-blind method with the estimated
+        kernel. ``auto``: the method's own choice.
+      nonblind: settings of the non-blind step.
+      num_posterior_samples: samples of the fitted image generator (under the noise and dropout of the last step) of which mean
+        and standard deviation are taken; 0 for none.
+      smallest_noise_std: noise of at least this standard deviation, in [0, 1] units, is assumed. Lossy compression leaves
+        errors that a noise estimate cannot see; for JPEG files the command line sets :data:`COMPRESSED_NOISE_STD`.
+    """
+
+    name: str = "custom"
+    kernel_size: int | None = None
+    initialiser: InitialiserConfig | None = InitialiserConfig()
+    fit: FitConfig | None = None
+    num_restarts: int = 1
+    teacher: TeacherConfig | None = None
+    final: Final = "auto"
+    nonblind: NonblindConfig = NonblindConfig()
+    num_posterior_samples: int = 0
+    smallest_noise_std: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.kernel_size is not None:
+            check_kernel_size(self.kernel_size)
+        require(0 <= self.smallest_noise_std < 1, f"smallest_noise_std must be in [0, 1), got {self.smallest_noise_std}")
+        require(self.num_restarts >= 1, f"num_restarts must be 1 or more, got {self.num_restarts}")
+        require(self.final in FINALS, f"unknown final {self.final!r}: choose from {', '.join(FINALS)}")
+        require(
+            self.initialiser is not None or self.fit is not None or self.final == "teacher",
+            f"{self.name}: nothing estimates the kernel; give an initialiser, a fit, or both",
+        )
+        require(
+            self.fit is not None or self.final != "generator",
+            f"{self.name}: final 'generator' needs a deep prior, and this preset fits none; choose sparse or hyper_laplacian",
+        )
+        require(
+            self.num_posterior_samples == 0 or (self.fit is not None and self.num_posterior_samples >= 2),
+            f"{self.name}: num_posterior_samples={self.num_posterior_samples} cannot be used; give 2 or more, with a fit",
+        )
+
+        require(
+            self.teacher is not None or not (self.final == "teacher" or (self.fit is not None and self.fit.needs_teacher)),
+            f"{self.name}: a pre-trained network is asked but none is named; give a teacher",
+        )
+        if self.teacher is not None and self.teacher.name == "dwdn":
+            classical = self.teacher.kernel_source == "classical"
+            require(
+                not classical or self.initialiser is not None,
+                f"{self.name}: dwdn deconvolves with the classical kernel; give an initialiser (preset weak_dwdn has one)",
+            )
+            require(
+                classical or self.final != "teacher",
+                f"{self.name}: dwdn alone has no current estimate; choose kernel_source='classical'",
+            )
+        require(
+            self.final != "teacher" or self.fit is None,
+            f"{self.name}: final 'teacher' makes no use of a fit; leave the fit out",
+        )
+
+    @property
+    def needs_kernel(self) -> bool:
+        """Whether the kernel has to be given, because nothing here estimates it."""
+        if self.final == "teacher" and self.teacher is not None and self.teacher.name == "dmphn":
+            return False
+        return self.initialiser is None and (self.fit is None or self.fit.kernel_generator is None)
+
+    def override(
+        self,
+        *,
+        kernel_size: int | None = None,
+        num_iterations: int | None = None,
+        num_restarts: int | None = None,
+        num_posterior_samples: int | None = None,
+        final: Final | None = None,
+        teacher: str | None = None,
+        teacher_weights: str | None = None,
+        stopping: str | None = None,
+        stopping_patience: int | None = None,
+        stopping_from: int | None = None,
+    ) -> Config:
+        """A copy with the fields that are not None replaced; a fit's schedules are stretched with ``num_iterations``.
+
+        ``stopping`` is a criterion of :class:`StoppingConfig`, or ``off``. If nothing else is said, iterates count from three
+        tenths of the steps on, but not in the 15 % after the loss has changed for the last time, and 30 steps without a
+        smaller error, or as many as the window's without a smaller variance, end it.
+
+        Raises:
+          InputError: a value is out of range, or the preset has nothing that it could set.
+        """
+        of_a_fit = not_none(
+            num_iterations=num_iterations,
+            num_restarts=num_restarts,
+            num_posterior_samples=num_posterior_samples,
+            stopping=stopping,
+            stopping_patience=stopping_patience,
+            stopping_from=stopping_from,
+        )
+        for name in of_a_fit:
+            require(
+                self.fit is not None,
+                f"{name} cannot be set: preset {self.name!r} fits no deep prior; choose another preset",
+            )
+        changes = not_none(
+            kernel_size=kernel_size, num_restarts=num_restarts, num_posterior_samples=num_posterior_samples, final=final
+        )
+        if self.fit is not None:
+            fit = self.fit if num_iterations is None else self.fit.stretched(num_iterations)
+            changes["fit"] = fit.stopped(stopping, patience=stopping_patience, from_step=stopping_from)
+        named = not_none(name=teacher, weights=teacher_weights)
+        require(
+            not named or self.teacher is not None,
+            f"preset {self.name!r} asks no pre-trained network; choose one that does, such as weak_dmphn or dmphn",
+        )
+        if self.teacher is not None:
+            changes["teacher"] = dataclasses.replace(self.teacher, **named)
+        return dataclasses.replace(self, **changes)

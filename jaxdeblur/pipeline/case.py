@@ -1,0 +1,121 @@
+"""An image on its way through the pipeline, and which of them go together."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import jax
+import numpy as np
+
+from jaxdeblur.config import Config, InitialiserConfig
+from jaxdeblur.optimise.loop import FitResult, Snapshot
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Photo:
+    """One image of a batch; :func:`jaxdeblur.deblur` explains the fields."""
+
+    image: np.ndarray | jax.Array
+    key: jax.Array
+    kernel: np.ndarray | jax.Array | None = None
+    snapshot: Snapshot | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """What is seen, and how it is dealt with.
+
+    Attributes:
+      blurry: as given, checked.
+      grey: ``[H, W]``.
+      noise_std: in [0, 1] units.
+      window: the informative part of a large picture, in which kernels are refined and judged.
+      initialiser: how a kernel, or at least its size, is found.
+      config: of the run.
+    """
+
+    blurry: np.ndarray
+    grey: np.ndarray
+    noise_std: float
+    window: tuple[slice, slice]
+    initialiser: InitialiserConfig
+    config: Config
+
+
+class Clock:
+    """Seconds per named phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[phase] = time.perf_counter() - began
+
+
+@dataclasses.dataclass(eq=False)
+class Case:
+    """An image on its way through the pipeline.
+
+    Attributes:
+      photo: as given.
+      scene: what is seen.
+      clock: its seconds.
+      kernels: the candidates so far, by name.
+      kernel_size: side of the support; None as long as nothing has said so.
+      surrogate: what the pre-trained network makes of the image, shaped as it, if that does not depend on the fit.
+      teacher_kernel: that it made it with, if any.
+      fitted: what its fit found.
+      warnings: so far.
+    """
+
+    photo: Photo
+    scene: Scene
+    clock: Clock
+    kernels: dict[str, np.ndarray]
+    kernel_size: int | None
+    surrogate: np.ndarray | None = None
+    teacher_kernel: np.ndarray | None = None
+    fitted: FitResult | None = None
+    warnings: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """What is fitted: the whole image only where the generator's own picture is wanted, as steps cost by the pixel."""
+        config = self.scene.config
+        whole = config.final == "generator" or config.num_posterior_samples > 0
+        return (slice(None), slice(None)) if whole else self.scene.window
+
+    @property
+    def known_kernel(self) -> np.ndarray | None:
+        """The kernel of a fit that seeks the image alone."""
+        fit = self.scene.config.fit
+        if fit is not None and fit.kernel_generator is None and "given" not in self.kernels:
+            return self.kernels["classical"]
+        return self.kernels.get("given")
+
+    @property
+    def kernel_shape(self) -> tuple[int, int]:
+        """``(h, w)`` of the fit's kernel."""
+        if self.known_kernel is not None:
+            return (self.known_kernel.shape[0], self.known_kernel.shape[1])
+        assert self.kernel_size is not None
+        return (self.kernel_size, self.kernel_size)
+
+    @property
+    def shapes(self) -> tuple[object, ...]:
+        """Cases that agree in these can be fitted together."""
+        return (self.scene.grey[self.window].shape, self.kernel_shape, tuple(self.kernels))
+
+
+def in_groups(cases: Iterable[Case]) -> list[list[Case]]:
+    """The cases that can be fitted together, in the order of the first of each group."""
+    groups: dict[tuple[object, ...], list[Case]] = {}
+    for case in cases:
+        groups.setdefault(case.shapes, []).append(case)
+    return list(groups.values())

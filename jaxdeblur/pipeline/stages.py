@@ -1,0 +1,242 @@
+"""The pipeline on one page: observe → initialise → optimise → finish."""
+
+from __future__ import annotations
+
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdeblur.classical import finish
+from jaxdeblur.classical.initialiser import estimate_kernel, informative_crop
+from jaxdeblur.classical.judge import judge
+from jaxdeblur.classical.noise import noise_std as estimate_noise_std
+from jaxdeblur.classical.saturated import highlights_are_unexplained
+from jaxdeblur.config import Config, FitConfig, InitialiserConfig, KernelLogitsConfig
+from jaxdeblur.errors import InputError
+from jaxdeblur.imaging.colour import grey, with_luma
+from jaxdeblur.imaging.input_checks import check_image, check_kernel, check_kernel_fits
+from jaxdeblur.networks.teachers.teacher import Teacher
+from jaxdeblur.networks.teachers.teacher import restoration as teacher_restoration
+from jaxdeblur.networks.teachers.weights import load_teacher
+from jaxdeblur.operators.kernels import centre_kernel
+from jaxdeblur.optimise.loop import Problem, Progress, Snapshot, fit_batch
+from jaxdeblur.optimise.restarts import restart_warnings
+from jaxdeblur.pipeline.case import Case, Clock, Photo, Scene, in_groups
+from jaxdeblur.pipeline.result import Candidate, Result, with_account
+from jaxdeblur.presets import PRESETS
+
+# Enough to find the support's size for a deep prior that starts from scratch.
+_SIZE_ONLY = InitialiserConfig(
+    support_shares=(1.0,), guess_iterations=0, finalist_iterations=0, refine_iterations=0, fine_iterations=0
+)
+
+
+def deblur(
+    image: np.ndarray | jax.Array,
+    config: Config = PRESETS["fast"],
+    *,
+    key: jax.Array,
+    kernel: np.ndarray | jax.Array | None = None,
+    progress: Progress | None = None,
+    snapshot: Snapshot | None = None,
+    checkpoint: pathlib.Path | None = None,
+) -> Result:
+    """Restores one blurry image.
+
+    Args:
+      image: ``[H, W]`` or ``[H, W, 3]`` in [0, 1], 32 pixels or more a side.
+      config: what to do; a preset or one's own.
+      key: typed random key (``jax.random.key(seed)``); the same one on the same machine gives the same bytes.
+      kernel: a known blur kernel ``[h, w]`` of a true convolution, odd sides, non-negative: only the image is sought.
+      progress: called now and then with (phase, steps done, steps in all, metrics).
+      snapshot: called now and then during a deep prior's fit with (steps done, image, kernel) of its first restart.
+      checkpoint: file that keeps the state of a deep prior's fit; if there is one of this very run, it goes on from there.
+
+    Returns:
+      The restored image, the kernel, and how they came about.
+
+    Raises:
+      InputError: the image or the kernel cannot be used, or there is no kernel where ``config`` needs one.
+    """
+    (result,) = deblur_batch([Photo(image, key, kernel, snapshot)], config, progress=progress, checkpoint=checkpoint)
+    return result
+
+
+def deblur_batch(
+    photos: Sequence[Photo],
+    config: Config = PRESETS["fast"],
+    *,
+    progress: Progress | None = None,
+    checkpoint: pathlib.Path | None = None,
+) -> list[Result]:
+    """Restores several images; the deep priors of those alike in shape and kernel size are fitted in one compiled program.
+
+    On an accelerator that is faster than one after the other, as long as their activations fit into its memory. A fit depends
+    on its own image and key alone, but sums are rounded in an order that depends on how many are fitted together, and hundreds
+    of steps magnify that: pixels differ from those of :func:`deblur` as they do between two machines.
+
+    Args:
+      photos: the images.
+      config: what to do with each.
+      progress: as for :func:`deblur`; it tells of one image, or one fit of several, after the other.
+      checkpoint: as for :func:`deblur`; with a number added to its name for each further shape.
+
+    Returns:
+      One result per image. The seconds of a fit that several shared are shared out evenly.
+
+    Raises:
+      InputError: one of the images or kernels cannot be used, or there is no kernel where ``config`` needs one.
+    """
+    if config.needs_kernel and any(photo.kernel is None for photo in photos):
+        raise InputError(f"preset {config.name!r} restores the image for a known kernel only; give the kernel")
+    # Before anything that takes time: weights are what is most often not in its place.
+    teacher = None
+    if config.teacher is not None:
+        teacher = Teacher(config.teacher.name, load_teacher(config.teacher.name, config.teacher.weights))
+    cases = [_observe(photo, config) for photo in photos]
+    for case in cases:
+        _initialise(case, teacher, progress)
+    if config.fit is not None:
+        for number, group in enumerate(in_groups(cases)):
+            numbered = checkpoint.with_name(f"{checkpoint.name}.{number}") if checkpoint and number else checkpoint
+            _optimise(group, config.fit, teacher, progress, numbered)
+    return [_finish(case, progress) for case in cases]
+
+
+def _observe(photo: Photo, config: Config) -> Case:
+    """Looks at an image: its luma, its noise, where it says most about a kernel, and what is known of that already."""
+    clock = Clock()
+    with clock("observe"):
+        blurry = check_image(photo.image)
+        luma = grey(blurry)
+        if config.kernel_size is not None:
+            check_kernel_fits(config.kernel_size, luma.shape)
+        initialiser = config.initialiser or _SIZE_ONLY
+        noise = max(float(estimate_noise_std(luma)), config.smallest_noise_std)
+        scene = Scene(blurry, luma, noise, informative_crop(luma, initialiser.refine_side), initialiser, config)
+        kernels = {} if photo.kernel is None else {"given": check_kernel(photo.kernel, luma.shape)}
+    return Case(photo, scene, clock, kernels, config.kernel_size)
+
+
+def _initialise(case: Case, teacher: Teacher | None, progress: Progress | None) -> None:
+    """Estimates the kernel classically, or at least its size, and asks the pre-trained network; each where it is needed."""
+    scene, config = case.scene, case.scene.config
+    needs_size = config.kernel_size is None and config.fit is not None
+    if not case.kernels and (config.initialiser is not None or needs_size):
+        with case.clock("initialise"):
+            estimate = estimate_kernel(
+                scene.grey[informative_crop(scene.grey, scene.initialiser.image_side)],
+                scene.initialiser,
+                kernel_size=config.kernel_size,
+                noise_std=scene.noise_std,
+                progress=_phase("kernel", progress),
+            )
+        case.kernel_size = size = estimate.kernel.shape[0]
+        if estimate.touches_border:
+            case.warnings.append(f"the kernel reaches the border of its {size}-pixel support; a larger --kernel_size may help")
+        if config.initialiser is not None:
+            case.kernels["classical"] = estimate.kernel
+
+    if config.teacher is not None and teacher is not None:
+        with case.clock("teacher"):
+            if teacher.needs_kernel and config.teacher.kernel_source == "classical":
+                case.teacher_kernel = next(iter(case.kernels.values()))
+            if case.teacher_kernel is not None or not teacher.needs_kernel:
+                case.surrogate = teacher_restoration(teacher, scene.blurry, case.teacher_kernel)
+
+
+def _optimise(
+    cases: Sequence[Case], fit: FitConfig, teacher: Teacher | None, progress: Progress | None, checkpoint: pathlib.Path | None
+) -> None:
+    """Fits the deep priors of cases of the same shapes, and tells each case what was found."""
+    config = cases[0].scene.config
+
+    def problem(case: Case) -> Problem:
+        known = case.known_kernel
+        starts_from_kernel = known is None and isinstance(fit.kernel_generator, KernelLogitsConfig)
+        return Problem(
+            blurry=case.scene.grey[case.window],
+            key=case.photo.key,
+            kernel=known,
+            initial_kernel=case.kernels.get("classical") if starts_from_kernel else None,
+            teacher_kernel=case.teacher_kernel,
+            surrogate=None if case.surrogate is None else grey(case.surrogate)[case.window],
+            noise_std=case.scene.noise_std,
+            snapshot=case.photo.snapshot,
+        )
+
+    began = time.perf_counter()
+    found = fit_batch(
+        [problem(case) for case in cases],
+        fit,
+        kernel_size=cases[0].kernel_shape,
+        num_restarts=config.num_restarts,
+        teacher=teacher,
+        num_posterior_samples=config.num_posterior_samples,
+        progress=progress,
+        checkpoint=checkpoint,
+    )
+    share = (time.perf_counter() - began) / len(cases)
+    for case, fitted in zip(cases, found, strict=True):
+        case.clock.seconds["fit"] = share
+        case.fitted = fitted
+        case.warnings += restart_warnings(fitted.statuses)
+        if "given" not in case.kernels and fit.kernel_generator is not None:
+            case.kernels["deep prior"] = np.asarray(centre_kernel(jnp.asarray(fitted.kernel), subpixel=False))
+
+
+def _finish(case: Case, progress: Progress | None) -> Result:
+    """Chooses among the kernels and makes the final image."""
+    scene, kernels, config = case.scene, case.kernels, case.scene.config
+    if not kernels:
+        kernels["none"] = np.pad(np.ones((1, 1), np.float32), 1)
+        case.warnings.append("this network finds no kernel; the one that is written is that of no blur")
+
+    with case.clock("judge"):
+        scores = judge(scene.grey[scene.window], kernels, scene.initialiser, noise_std=scene.noise_std)
+    with case.clock("finish"):
+        if config.final == "generator" and case.fitted is not None:
+            name, chosen = next(reversed(kernels)), "generator"
+            restored = with_luma(scene.blurry, case.fitted.image)
+        elif config.final == "teacher" and case.surrogate is not None:
+            name, chosen = next(iter(kernels)), "teacher"
+            restored = case.surrogate
+        else:
+            name = min(kernels, key=lambda candidate: scores[candidate])
+            method = config.final if config.final in ("hyper_laplacian", "saturated") else "sparse"
+            chosen = f"{name} kernel, {method}"
+            restored = finish.restore(
+                scene.blurry,
+                kernels[name],
+                method,
+                config.nonblind,
+                noise_std=scene.noise_std,
+                progress=_phase("final image", progress),
+            )
+            if method != "saturated" and highlights_are_unexplained(
+                scene.blurry, restored, kernels[name], noise_std=scene.noise_std
+            ):
+                case.warnings.append(
+                    "the picture does not explain its clipped highlights; --final=saturated may restore it better"
+                )
+    result = Result(
+        restored=np.clip(restored, 0.0, 1.0).astype(np.float32),
+        kernel=kernels[name],
+        candidates=tuple(Candidate(label, scores[label], label == name) for label in kernels),
+        chosen=chosen,
+        history={},
+        seconds=case.clock.seconds,
+        noise_std=scene.noise_std,
+        kernel_size=kernels[name].shape[0],
+        warnings=tuple(case.warnings),
+    )
+    return result if case.fitted is None else with_account(result, case.fitted)
+
+
+def _phase(name: str, progress: Progress | None) -> Callable[[int, int], None] | None:
+    """``progress`` as a stage calls it that has nothing to tell but how far it is."""
+    return progress and (lambda done, total: progress(name, done, total, {}))
