@@ -20,6 +20,7 @@ from jaxdeblur.errors import InputError
 from jaxdeblur.imaging.kernel_files import read_kernel
 from jaxdeblur.imaging.reading import read_picture
 from jaxdeblur.imaging.selection import Outputs, assign_outputs, find_pictures, prepare_folder, remove_if_empty
+from jaxdeblur.jobs.batches import fits_together
 from jaxdeblur.jobs.images import Settings, run_job, run_jobs
 from jaxdeblur.jobs.saved_run import SavedRun, read_saved_run, version_notes
 from jaxdeblur.version import __version__
@@ -165,25 +166,14 @@ def _deblur_all(values: flags.FlagValues, relaunch: bool) -> int:
     for message in messages:
         _say(message)
     jobs = list(zip(pictures, assign_outputs(pictures, values.output_dir), strict=True))
-    if values.ray or values.workers > 1 or _fits_together(len(jobs), values, settings):
-        size = 1 if settings.checkpoint_dir is not None else values.batch_size
+    size = values.batch_size if settings.checkpoint_dir is None else 1  # a checkpoint is of one fit
+    if values.ray or values.workers > 1 or (len(jobs) > 1 and fits_together(settings.config, size)):
         failures = run_jobs(jobs, settings, _say, _complain, workers=values.workers, ray_address=values.ray, batch_size=size)
     else:
         failures = sum(not _succeeds(picture, outputs, settings, debug=values.debug) for picture, outputs in jobs)
     if len(pictures) > 1:
         _say(f"{len(pictures) - failures} of {len(pictures)} pictures deblurred")
     return 1 if failures else 0
-
-
-def _fits_together(number: int, values: flags.FlagValues, settings: Settings) -> bool:
-    """Whether so many pictures may share a deep prior's program."""
-    if number == 1 or settings.config.fit is None or settings.checkpoint_dir is not None or values.batch_size == 1:
-        return False
-    if values.batch_size is not None:
-        return True
-    import jax
-
-    return jax.default_backend() != "cpu"
 
 
 def _succeeds(picture: pathlib.Path, outputs: Outputs | InputError, settings: Settings, *, debug: bool) -> bool:

@@ -26,14 +26,28 @@ def fit_bytes(config: Config, pixels: int) -> float:
     return float(_BYTES_PER_PIXEL_AND_CHANNEL * config.fit.image_generator.channels * pixels * copies)
 
 
+def fits_together(config: Config, asked: int | None = None) -> bool:
+    """Whether images may share a deep prior's program at all; the one place that asks for jax's backend.
+
+    Args:
+      config: of the run.
+      asked: the batch size that the user gave, or None: on CPUs, whose cores one fit keeps busy, there is then nothing to gain.
+    """
+    if config.fit is None or asked == 1:
+        return False
+    if asked is not None:
+        return True
+    import jax
+
+    return jax.default_backend() != "cpu"
+
+
 def default_batch_size(config: Config, pixels: int) -> int:
-    """How many pictures to fit together: one on a CPU, whose cores one keeps busy; else as many as the memory holds."""
-    if config.fit is None:
+    """How many images to fit together: one on a CPU, see :func:`fits_together`; else as many as the memory holds."""
+    if not fits_together(config):
         return 1
     import jax
 
-    if jax.default_backend() == "cpu":
-        return 1
     limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit", 0)
     return max(1, min(_MOST, int(0.8 * limit / fit_bytes(config, pixels))))
 

@@ -161,3 +161,14 @@ def test_programs_run_side_by_side_compile_once_and_answer_in_order():
     found = initialiser._side_by_side(slow, calls)
     np.testing.assert_allclose(found, [float(slow(**call)) for call in calls])
     assert len(traces) == 1
+
+
+def test_no_program_is_compiled_that_would_do_nothing(monkeypatch):
+    """Where only the support's size is sought there is nothing to refine."""
+    size_only = dataclasses.replace(
+        QUICK, support_shares=(1.0,), guess_iterations=0, finalist_iterations=0, refine_iterations=0, fine_iterations=0
+    )
+    monkeypatch.setattr(variational, "refine_kernel", None)
+    found = initialiser.estimate_kernel(scene().blurry, size_only, noise_std=NOISE_STD)
+    assert found.kernel.sum() == pytest.approx(1.0, abs=1e-5)
+    assert len(found.surprises) == len(QUICK.gradient_weights)

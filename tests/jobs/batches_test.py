@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from jaxdeblur.jobs.batches import default_batch_size, fit_bytes, in_batches, pixels_of
+from jaxdeblur.jobs.batches import default_batch_size, fit_bytes, fits_together, in_batches, pixels_of
 from jaxdeblur.presets import PRESETS
 
 
@@ -63,3 +63,20 @@ def test_a_batch_is_as_large_as_the_memory_allows(monkeypatch):
     assert default_batch_size(PRESETS["fast"], pixels) == 1
     assert fit_bytes(PRESETS["fast"], pixels) == 0
     assert fit_bytes(config.override(num_restarts=3), pixels) == pytest.approx(3 * fit_bytes(config, pixels))
+
+
+@pytest.mark.parametrize(
+    ("preset", "asked", "backend", "expected"),
+    [
+        ("selfdeblur", None, "cpu", False),
+        ("selfdeblur", None, "gpu", True),
+        ("selfdeblur", 1, "gpu", False),
+        ("selfdeblur", 2, "cpu", True),
+        ("fast", 2, "gpu", False),
+    ],
+)
+def test_what_may_share_a_program(monkeypatch, preset, asked, backend, expected):
+    import jax
+
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert fits_together(PRESETS[preset], asked) is expected
