@@ -138,7 +138,7 @@ def main(argv: list[str]) -> None:
         runtime.set_up_cache()
 
         def run(blurry: np.ndarray, example: Example, seed: int) -> Result:
-            runtime.make_room_for_programs()
+            runtime.clear_compiled_executables()
             return deblur(blurry, configs[example], key=jax.random.key(seed))
 
         rows = _report(measure(examples, _SEEDS.value, run), _CSV.value)

@@ -1,4 +1,4 @@
-"""Makes the blurry sample picture that the repository carries, and the sharp one beside it.
+"""Makes the blurry sample image that the repository carries, and the sharp one beside it.
 
 A crop of a freely licensed photograph from scikit-image is blurred by a camera-shake kernel of our own, on the valid support
 (no boundary is made up), with Gaussian noise, and rounded to 8 bits. The same command gives the same pixels.
@@ -17,11 +17,11 @@ import numpy as np
 import skimage.data
 from absl import app, flags
 
-from jaxdeblur.imaging.kernel_files import write_kernel_picture
+from jaxdeblur.imaging.kernel_files import write_kernel_image
 from jaxdeblur.operators.blur import blur_valid, crop_to_blurry
 from jaxdeblur.operators.trajectories import motion_kernel
 
-_OUTPUT_DIR = flags.DEFINE_string("output_dir", str(pathlib.Path(__file__).parent / "sample"), "Where the pictures go.")
+_OUTPUT_DIR = flags.DEFINE_string("output_dir", str(pathlib.Path(__file__).parent / "sample"), "Where the images go.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,17 +29,17 @@ class Sample:
     """What the sample is made of.
 
     Attributes:
-      picture: name of the photograph in ``skimage.data``.
+      photograph: name of the photograph in ``skimage.data``.
       top: first row of the crop.
       left: first column of the crop.
-      height: of the blurry picture.
-      width: of the blurry picture.
+      height: of the blurry image.
+      width: of the blurry image.
       kernel_size: side of the kernel, in pixels.
       noise_std: standard deviation of the noise, pixel values being in [0, 1].
       seed: of the shake and the noise.
     """
 
-    picture: str = "coffee"
+    photograph: str = "coffee"
     top: int = 20
     left: int = 90
     height: int = 280
@@ -54,7 +54,7 @@ def make_sample(sample: Sample) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     generator = np.random.default_rng(sample.seed)
     kernel = motion_kernel(generator, size=sample.kernel_size)
     rows, columns = sample.height + sample.kernel_size - 1, sample.width + sample.kernel_size - 1
-    photograph = getattr(skimage.data, sample.picture)()
+    photograph = getattr(skimage.data, sample.photograph)()
     sharp = photograph[sample.top : sample.top + rows, sample.left : sample.left + columns]
     channels = jnp.moveaxis(jnp.asarray(sharp, jnp.float32) / 255, -1, 0)
     blurry = np.moveaxis(np.asarray(blur_valid(channels, jnp.asarray(kernel))), 0, -1)
@@ -71,9 +71,9 @@ def main(_: list[str]) -> None:
     folder = pathlib.Path(_OUTPUT_DIR.value)
     folder.mkdir(parents=True, exist_ok=True)
     blurry, sharp, kernel = make_sample(Sample())
-    for name, picture in (("blurry", blurry), ("sharp", sharp)):
-        iio.imwrite(folder / f"{name}.png", picture, plugin="pillow", optimize=True)
-    write_kernel_picture(folder / "kernel.png", kernel)
+    for name, image in (("blurry", blurry), ("sharp", sharp)):
+        iio.imwrite(folder / f"{name}.png", image, plugin="pillow", optimize=True)
+    write_kernel_image(folder / "kernel.png", kernel)
     print(f"{folder}: blurry.png, sharp.png, kernel.png")
 
 

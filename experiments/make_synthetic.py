@@ -1,10 +1,10 @@
-"""Makes a set of blurry pictures whose sharp picture and kernel are known, from any folder of sharp ones.
+"""Makes a set of blurry images whose sharp image and kernel are known, from any folder of sharp ones.
 
     python -m experiments.make_synthetic --image_dir=photos --output_dir=data/synthetic
     python -m experiments.make_synthetic --image_dir=photos --output_dir=data/night --blurs=motion --exposure=3
 
-Every sharp picture is blurred by every kernel at every noise level. The blur is true convolution on the valid support: nothing
-is made up beyond the picture's border, which is cut off instead, by as much for all kernels, so that all versions of a picture
+Every sharp image is blurred by every kernel at every noise level. The blur is true convolution on the valid support: nothing
+is made up beyond the image's border, which is cut off instead, by as much for all kernels, so that all versions of an image
 have one size. Then noise is added, and the result is clipped and rounded to 8 bits. The output folder holds blurry/, sharp/ and
 kernels/ with files of the same names, as the dataset "folder" reads them, and set.json, which says how each was made. The same
 command gives the same bytes.
@@ -28,8 +28,8 @@ from absl import flags
 from jaxdeblur.config import SMALLEST_SIDE, check_kernel_size
 from jaxdeblur.errors import InputError
 from jaxdeblur.imaging.kernel_files import write_kernel_array
-from jaxdeblur.imaging.reading import read_picture
-from jaxdeblur.imaging.selection import PICTURE_SUFFIXES
+from jaxdeblur.imaging.reading import read_image
+from jaxdeblur.imaging.selection import IMAGE_SUFFIXES
 from jaxdeblur.operators.trajectories import motion_kernel
 
 KINDS = ("motion", "defocus", "gaussian")
@@ -45,7 +45,7 @@ class Recipe:
       num_motions: motion kernels of each size.
       noise_stds: standard deviations of the noise, in [0, 1] units.
       exposure: factor on the scene's light before the blur.
-      side: of the middle that is used of larger pictures, or None for all of them.
+      side: of the middle that is used of larger images, or None for all of them.
       seed: of kernels and noise.
 
     Raises:
@@ -118,7 +118,7 @@ def make_blurs(recipe: Recipe) -> list[Blur]:
 def degrade(
     sharp: np.ndarray, kernel: np.ndarray, *, margin: int, noise_std: float, exposure: float, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A blurry picture and the sharp one that it shows: ``y = clip(k * (e·x) + n)`` and ``clip(e·x)``.
+    """A blurry image and the sharp one that it shows: ``y = clip(k * (e·x) + n)`` and ``clip(e·x)``.
 
     Args:
       sharp: ``[H, W]`` or ``[H, W, 3]`` in [0, 1].
@@ -144,21 +144,21 @@ def make_set(image_dir: pathlib.Path, output_dir: pathlib.Path, recipe: Recipe) 
     """Writes a set.
 
     Args:
-      image_dir: folder of sharp pictures.
+      image_dir: folder of sharp images.
       output_dir: new or empty folder.
       recipe: what to make.
 
     Returns:
-      How many blurry pictures were made.
+      How many blurry images were made.
 
     Raises:
-      InputError: a folder or a picture cannot be used; nothing is written then.
+      InputError: a folder or an image cannot be used; nothing is written then.
     """
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise InputError(f"--output_dir={output_dir} holds something already: give a new or an empty folder")
     blurs = make_blurs(recipe)
     margin = max(recipe.kernel_sizes) // 2
-    paths = _sharp_pictures(image_dir)
+    paths = _sharp_images(image_dir)
     for path in paths:
         _read_sharp(path, recipe.side, margin)
     for folder in ("blurry", "sharp", "kernels"):
@@ -173,8 +173,8 @@ def make_set(image_dir: pathlib.Path, output_dir: pathlib.Path, recipe: Recipe) 
             blurry, truth = degrade(
                 sharp, blur.kernel, margin=margin, noise_std=noise_std, exposure=recipe.exposure, generator=generator
             )
-            for folder, picture in (("blurry", blurry), ("sharp", truth)):
-                iio.imwrite(output_dir / folder / f"{name}.png", picture, plugin="pillow")
+            for folder, image in (("blurry", blurry), ("sharp", truth)):
+                iio.imwrite(output_dir / folder / f"{name}.png", image, plugin="pillow")
             write_kernel_array(output_dir / "kernels" / f"{name}.npy", blur.kernel)
             made.append(
                 {
@@ -193,22 +193,22 @@ def make_set(image_dir: pathlib.Path, output_dir: pathlib.Path, recipe: Recipe) 
     return len(made)
 
 
-def _sharp_pictures(folder: pathlib.Path) -> list[pathlib.Path]:
+def _sharp_images(folder: pathlib.Path) -> list[pathlib.Path]:
     if not folder.is_dir():
         raise InputError(f"--image_dir={folder}: no such folder; check the path")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
-        raise InputError(f"--image_dir={folder}: no picture in it ({', '.join(PICTURE_SUFFIXES)})")
+        raise InputError(f"--image_dir={folder}: no image in it ({', '.join(IMAGE_SUFFIXES)})")
     stems = [path.stem for path in paths]
     for path in paths:
         if stems.count(path.stem) > 1:
-            raise InputError(f"{path}: another picture has this name but for its ending; rename one of them")
+            raise InputError(f"{path}: another image has this name but for its ending; rename one of them")
     return paths
 
 
 def _read_sharp(path: pathlib.Path, side: int | None, margin: int) -> np.ndarray:
-    """The picture's pixels, or the middle of them."""
-    pixels = read_picture(path).pixels
+    """The image's pixels, or the middle of them."""
+    pixels = read_image(path).pixels
     if side is not None:
         rows, columns = (
             slice((length - side) // 2, (length - side) // 2 + side) for length in np.maximum(pixels.shape[:2], side)
@@ -241,7 +241,7 @@ def define_flags() -> flags.FlagValues:
     """The flags, unparsed."""
     values = flags.FlagValues()
     flags.DEFINE_boolean("help", False, "Print this and stop.", short_name="h", flag_values=values)
-    flags.DEFINE_string("image_dir", None, "Folder of sharp pictures.", flag_values=values)
+    flags.DEFINE_string("image_dir", None, "Folder of sharp images.", flag_values=values)
     flags.DEFINE_string("output_dir", None, "Where the set goes; must be new or empty.", flag_values=values)
     flags.DEFINE_list("blurs", list(KINDS), f"Kinds of blur, of {', '.join(KINDS)}.", flag_values=values)
     flags.DEFINE_list("kernel_sizes", ["15", "25"], "Odd sides of the kernels, in pixels.", flag_values=values)
@@ -251,7 +251,7 @@ def define_flags() -> flags.FlagValues:
         "exposure", 1.0, "Factor on the light before the blur; above 1, highlights are clipped after it.", flag_values=values
     )
     flags.DEFINE_integer(
-        "side", None, "Use only the middle of the pictures, at most this many pixels a side.", lower_bound=1, flag_values=values
+        "side", None, "Use only the middle of the images, at most this many pixels a side.", lower_bound=1, flag_values=values
     )
     flags.DEFINE_integer("seed", 0, "Of the motion kernels and the noise.", lower_bound=0, flag_values=values)
     return values
@@ -284,7 +284,7 @@ def main(argv: Sequence[str]) -> int:
     except (InputError, flags.Error) as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"{folder}: {count} blurry pictures")
+    print(f"{folder}: {count} blurry images")
     return 0
 
 

@@ -1,12 +1,12 @@
-"""How time and memory grow with the picture, the kernel, the restarts and the number of pictures.
+"""How time and memory grow with the image, the kernel, the restarts and the number of images.
 
     python -m experiments.scaling --quick
     python -m experiments.scaling --output_dir=scaling
 
-Every point is a process of its own, so that its peak memory is its own. It deblurs made-up pictures twice, without a cache of
+Every point is a process of its own, so that its peak memory is its own. It deblurs made-up images twice, without a cache of
 compiled programs: the first call compiles, the second counts as the time. On a machine that does other work as well, the
 seconds of processors used are the better measure of the two that are given. Growth is the slope of a line through the points in
-logarithms: 2 for the side of a picture means in proportion to its pixels. A deep prior is fitted for a few steps only
+logarithms: 2 for the side of an image means in proportion to its pixels. A deep prior is fitted for a few steps only
 (``--steps``), since each of them costs the same.
 """
 
@@ -29,7 +29,7 @@ from absl import app, flags, logging
 from experiments.runner.store import write_text
 from jaxdeblur import runtime
 
-_OUTPUT_DIR = flags.DEFINE_string("output_dir", "scaling", "folder for the table and the picture")
+_OUTPUT_DIR = flags.DEFINE_string("output_dir", "scaling", "folder for the table and the figure")
 _QUICK = flags.DEFINE_bool("quick", False, "only the smaller points")
 _ONLY = flags.DEFINE_list("only", [], "only series whose titles hold one of these, such as 'fast: side,restarts'")
 _CLASSICAL = flags.DEFINE_string("classical", "fast", "preset without a deep prior")
@@ -45,10 +45,10 @@ class Point:
 
     Attributes:
       preset: the method.
-      side: of the picture, in pixels.
+      side: of the image, in pixels.
       kernel: side of the kernel's support.
       restarts: of the deep prior.
-      images: pictures, one after the other.
+      images: images, one after the other.
     """
 
     preset: str
@@ -101,8 +101,8 @@ def growth(values: Sequence[float], costs: Sequence[float]) -> float | None:
     return float(np.polyfit(logarithms[:, 0], logarithms[:, 1], 1)[0])
 
 
-def picture(side: int, kernel_side: int, seed: int = 0) -> np.ndarray:
-    """A blurry picture ``[side, side]`` of boxes, under a diagonal line's blur, with a little noise."""
+def blurry_scene(side: int, kernel_side: int, seed: int = 0) -> np.ndarray:
+    """A blurry image ``[side, side]`` of boxes, under a diagonal line's blur, with a little noise."""
     generator = np.random.default_rng(seed)
     whole = side + kernel_side - 1
     sharp = np.full((whole, whole), 0.5)
@@ -136,12 +136,12 @@ def measure(point: Point, steps: int) -> dict[str, float]:
     if config.fit is not None:
         fit = dataclasses.replace(config.fit, num_iterations=steps)
         config = dataclasses.replace(config, fit=fit, num_restarts=point.restarts)
-    pictures = [picture(point.side, point.kernel, seed) for seed in range(point.images)]
+    images = [blurry_scene(point.side, point.kernel, seed) for seed in range(point.images)]
     jax.block_until_ready(jax.numpy.zeros(1))
     found = {"base_mb": _peak_mb()}
     for name in ("first_s", "seconds"):
         began, used = time.perf_counter(), time.process_time()
-        for one in pictures:
+        for one in images:
             deblur(one, config, key=jax.random.key(0))
         found[name], found["cpu_s"] = time.perf_counter() - began, time.process_time() - used
     return {**found, "peak_mb": _peak_mb()}

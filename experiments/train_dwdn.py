@@ -1,8 +1,8 @@
-"""Trains DWDN, the non-blind teacher, on made-up camera shake over a folder of sharp pictures.
+"""Trains DWDN, the non-blind teacher, on made-up camera shake over a folder of sharp images.
 
-    python -m experiments.train_dwdn --data_dir=pictures --output_dir=dwdn --widths=16,24 --num_blocks=1 --num_steps=20 \
+    python -m experiments.train_dwdn --data_dir=images --output_dir=dwdn --widths=16,24 --num_blocks=1 --num_steps=20 \
         --batch_size=2 --crop=64 --kernel_sizes=7,15
-    python -m experiments.train_dwdn --data_dir=pictures --output_dir=dwdn --num_steps=300000 --batch_size=16 --crop=256
+    python -m experiments.train_dwdn --data_dir=images --output_dir=dwdn --num_steps=300000 --batch_size=16 --crop=256
 
 The first is a smoke run for a CPU, the second a real one for a GPU. A run that is started again in its output folder goes on
 from its last checkpoint, and ends with the same parameters as an unbroken one. Written to ``--output_dir``:
@@ -11,9 +11,9 @@ from its last checkpoint, and ends with the same parameters as an unbroken one. 
     dwdn.msgpack         the parameters of the best validation so far, for --teacher=dwdn --teacher_weights=PATH
     curve.csv, curve.png loss and validation PSNR over the steps
 
-Every example is a crop of a picture's luma (at full size or reduced, turned and mirrored), blurred on the valid support by a
+Every example is a crop of an image's luma (at full size or reduced, turned and mirrored), blurred on the valid support by a
 kernel of :func:`jaxdeblur.operators.trajectories.motion_kernel`, with Gaussian noise of 0 to 5 %, small amounts being likelier.
-Some pictures are held out, by whole pictures; on blurred versions of them the training is validated, and at the end compared
+Some images are held out, by whole images; on blurred versions of them the training is validated, and at the end compared
 with the sparse prior, which is given the same kernel and estimates the noise itself as in a run of the command line.
 """
 
@@ -42,8 +42,8 @@ from jaxdeblur.config import NonblindConfig
 from jaxdeblur.errors import InputError
 from jaxdeblur.evaluation.metrics import psnr
 from jaxdeblur.imaging.colour import luma
-from jaxdeblur.imaging.reading import read_picture
-from jaxdeblur.imaging.selection import find_pictures
+from jaxdeblur.imaging.reading import read_image
+from jaxdeblur.imaging.selection import find_images
 from jaxdeblur.networks.teachers import dwdn
 from jaxdeblur.networks.teachers.weights import save_teacher
 from jaxdeblur.operators.blur import blur_valid, crop_to_blurry
@@ -52,9 +52,9 @@ from jaxdeblur.operators.trajectories import motion_kernel
 # Its own, so that other experiments may have flags of the same names.
 _FLAGS = flags.FlagValues()
 _HELP = flags.DEFINE_bool("help", False, "Print this and stop.", short_name="h", flag_values=_FLAGS)
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of sharp pictures.", flag_values=_FLAGS)
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of sharp images.", flag_values=_FLAGS)
 _TEST_DIR = flags.DEFINE_string(
-    "test_dir", None, "Folder of sharp pictures to hold out instead of some of --data_dir.", flag_values=_FLAGS
+    "test_dir", None, "Folder of sharp images to hold out instead of some of --data_dir.", flag_values=_FLAGS
 )
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", "dwdn", "Where checkpoints, parameters and curves go.", flag_values=_FLAGS)
 _FEATURES = flags.DEFINE_integer("features", 16, "Channels that are deconvolved.", lower_bound=1, flag_values=_FLAGS)
@@ -79,7 +79,7 @@ _MARGIN = 15
 _TEST_CROP = 240
 _REDUCTIONS = (1.0, 0.7, 0.5)
 _NUM_KERNELS = 512
-# Every how many-th picture of the data folder is held out.
+# Every how many-th image of the data folder is held out.
 _HELD_OUT_SHARE = 6
 
 
@@ -126,7 +126,7 @@ class State:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A held-out picture, blurred: ``blurry`` and ``sharp`` are ``[H, W]``, ``kernel`` ``[h, w]``."""
+    """A held-out image, blurred: ``blurry`` and ``sharp`` are ``[H, W]``, ``kernel`` ``[h, w]``."""
 
     name: str
     noise_std: float
@@ -135,28 +135,26 @@ class Case:
     kernel: np.ndarray
 
 
-def read_pictures(folder: str, smallest: int) -> dict[str, np.ndarray]:
-    """The luma ``[H, W]`` of the pictures in a folder that are large enough, by file name.
+def read_images(folder: str, smallest: int) -> dict[str, np.ndarray]:
+    """The luma ``[H, W]`` of the images in a folder that are large enough, by file name.
 
     Raises:
       InputError: there are none, or one cannot be read.
     """
-    paths = find_pictures(folder, print)
-    pixels = {path.name: read_picture(path).pixels for path in paths}
-    grey = {name: luma(picture) if picture.ndim == 3 else picture for name, picture in sorted(pixels.items())}
-    usable = {name: np.asarray(picture, np.float32) for name, picture in grey.items() if min(picture.shape) >= smallest}
+    paths = find_images(folder, print)
+    pixels = {path.name: read_image(path).pixels for path in paths}
+    grey = {name: luma(image) if image.ndim == 3 else image for name, image in sorted(pixels.items())}
+    usable = {name: np.asarray(image, np.float32) for name, image in grey.items() if min(image.shape) >= smallest}
     if not usable:
-        raise InputError(
-            f"{folder}: no picture of at least {smallest} pixels a side in it; give larger ones or a smaller --crop"
-        )
+        raise InputError(f"{folder}: no image of at least {smallest} pixels a side in it; give larger ones or a smaller --crop")
     return usable
 
 
-def reduced(picture: np.ndarray, smallest: int) -> list[np.ndarray]:
-    """A picture at full size and reduced, as far as ``smallest`` pixels a side are left."""
-    shapes = [tuple(round(side * factor) for side in picture.shape) for factor in _REDUCTIONS]
+def reduced(image: np.ndarray, smallest: int) -> list[np.ndarray]:
+    """An image at full size and reduced, as far as ``smallest`` pixels a side are left."""
+    shapes = [tuple(round(side * factor) for side in image.shape) for factor in _REDUCTIONS]
     return [
-        np.asarray(picture if shape == picture.shape else jax.image.resize(picture, shape, "linear", antialias=True))
+        np.asarray(image if shape == image.shape else jax.image.resize(image, shape, "linear", antialias=True))
         for shape in shapes
         if min(shape) >= smallest
     ]
@@ -175,7 +173,7 @@ def kernel_bank(sizes: tuple[int, int], seed: int, *, count: int = _NUM_KERNELS)
 
 
 def draw_batch(
-    pictures: Sequence[np.ndarray], kernels: np.ndarray, config: TrainConfig, step: int
+    images: Sequence[np.ndarray], kernels: np.ndarray, config: TrainConfig, step: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The examples of a step, which depend on the seed and the step alone.
 
@@ -186,9 +184,9 @@ def draw_batch(
     side = config.crop + kernels.shape[-1] - 1
     crops = []
     for _ in range(config.batch_size):
-        picture = pictures[int(generator.integers(len(pictures)))]
-        top, left = (int(generator.integers(length - side + 1)) for length in picture.shape)
-        crop = np.rot90(picture[top : top + side, left : left + side], int(generator.integers(4)))
+        image = images[int(generator.integers(len(images)))]
+        top, left = (int(generator.integers(length - side + 1)) for length in image.shape)
+        crop = np.rot90(image[top : top + side, left : left + side], int(generator.integers(4)))
         crops.append(crop if generator.random() < 0.5 else crop[:, ::-1])
     chosen = kernels[generator.integers(len(kernels), size=config.batch_size)]
     stds = _LARGEST_NOISE_STD * generator.random(config.batch_size, np.float32) ** 2
@@ -225,17 +223,17 @@ def make_step(
     return init, step
 
 
-def held_out_cases(pictures: dict[str, np.ndarray], sizes: tuple[int, int], seed: int) -> list[Case]:
-    """The middle of every held-out picture, blurred by a kernel of its own at each of the noise levels, 8 bits deep."""
+def held_out_cases(images: dict[str, np.ndarray], sizes: tuple[int, int], seed: int) -> list[Case]:
+    """The middle of every held-out image, blurred by a kernel of its own at each of the noise levels, 8 bits deep."""
     generator = np.random.default_rng([seed, 3])
     cases = []
-    for name, picture in pictures.items():
+    for name, image in images.items():
         for std in _TEST_NOISE_STDS:
             size = int(generator.choice(np.arange(sizes[0], sizes[1] + 1, 2)))
             kernel = motion_kernel(generator, size=size)
-            side = min(_TEST_CROP, *(length - size + 1 for length in picture.shape)) + size - 1
-            top, left = ((length - side) // 2 for length in picture.shape)
-            crop = picture[top : top + side, left : left + side]
+            side = min(_TEST_CROP, *(length - size + 1 for length in image.shape)) + size - 1
+            top, left = ((length - side) // 2 for length in image.shape)
+            crop = image[top : top + side, left : left + side]
             blurry = np.asarray(blur_valid(jnp.asarray(crop), jnp.asarray(kernel)))
             blurry = blurry + generator.normal(0, std, blurry.shape)
             sharp = np.asarray(crop_to_blurry(jnp.asarray(crop), (size, size)))
@@ -284,7 +282,7 @@ def save(path: pathlib.Path, tree: Any) -> None:
 
 def train(
     config: TrainConfig,
-    pictures: Sequence[np.ndarray],
+    images: Sequence[np.ndarray],
     cases: Sequence[Case],
     folder: pathlib.Path,
     *,
@@ -294,7 +292,7 @@ def train(
 
     Args:
       config: of the run.
-      pictures: to cut crops from.
+      images: to cut crops from.
       cases: to validate on.
       folder: of checkpoint, parameters and curve.
       last_step: stop (with a checkpoint) after so many steps in all, instead of at the end.
@@ -315,7 +313,7 @@ def train(
     start = time.perf_counter()
     last = min(last_step or config.num_steps, config.num_steps)
     for index in range(int(state.step), last):
-        sharp, chosen, noise = draw_batch(pictures, kernels, config, index)
+        sharp, chosen, noise = draw_batch(images, kernels, config, index)
         state, value = step(state, jnp.asarray(sharp), jnp.asarray(chosen), jnp.asarray(noise))
         losses.append(float(value))
         done = index + 1
@@ -360,8 +358,8 @@ def _write_curve(path: pathlib.Path, rows: Sequence[tuple[int, float, float]]) -
 
 
 def draw_curve(rows: Sequence[tuple[int, float, float]], path: pathlib.Path) -> None:
-    """Loss and validation PSNR over the steps, as a picture."""
-    from matplotlib.figure import Figure  # the pictures of experiments alone need it
+    """Loss and validation PSNR over the steps, as a figure."""
+    from matplotlib.figure import Figure  # only figures of the experiments need it
 
     steps, losses, psnrs = zip(*rows, strict=True)
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -403,22 +401,22 @@ def main(argv: list[str]) -> None:
         if unexpected:
             raise InputError(f"unexpected argument {unexpected[0]!r}: everything is a flag")
         if not _DATA_DIR.value:
-            raise InputError("--data_dir is missing: give a folder of sharp pictures")
+            raise InputError("--data_dir is missing: give a folder of sharp images")
         config = _config()
         smallest = config.crop + config.kernel_sizes[1] - 1
-        pictures = read_pictures(_DATA_DIR.value, smallest)
+        images = read_images(_DATA_DIR.value, smallest)
         if _TEST_DIR.value:
-            held_out = read_pictures(_TEST_DIR.value, smallest)
+            held_out = read_images(_TEST_DIR.value, smallest)
         else:
-            held_out = {name: pictures.pop(name) for name in list(pictures)[:: max(2, min(_HELD_OUT_SHARE, len(pictures)))]}
-        if not pictures:
-            raise InputError(f"{_DATA_DIR.value}: with one picture held out none is left to train on; add more")
-        print(f"training on {len(pictures)} pictures, held out: {', '.join(held_out)}", flush=True)
+            held_out = {name: images.pop(name) for name in list(images)[:: max(2, min(_HELD_OUT_SHARE, len(images)))]}
+        if not images:
+            raise InputError(f"{_DATA_DIR.value}: with one image held out none is left to train on; add more")
+        print(f"training on {len(images)} images, held out: {', '.join(held_out)}", flush=True)
         folder = pathlib.Path(_OUTPUT_DIR.value)
         folder.mkdir(parents=True, exist_ok=True)
         runtime.set_up_cache()
         cases = held_out_cases(held_out, config.kernel_sizes, config.seed)
-        crops = [version for picture in pictures.values() for version in reduced(picture, smallest)]
+        crops = [version for image in images.values() for version in reduced(image, smallest)]
         state = train(config, crops, cases, folder)
         draw_curve(_curve_until(folder / "curve.csv", config.num_steps), folder / "curve.png")
         print(*comparison(state.best_params, cases), sep="\n")

@@ -1,6 +1,6 @@
 """The command line: ``python -m jaxdeblur.main --image=photo.jpg``.
 
-Exit status: 0 if every picture succeeded, 1 if one failed or the command could not be understood, 130 after Ctrl-C.
+Exit status: 0 if every image succeeded, 1 if one failed or the command could not be understood, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from absl import flags
 from jaxdeblur.config import FINALS, Config
 from jaxdeblur.errors import InputError
 from jaxdeblur.imaging.kernel_files import read_kernel
-from jaxdeblur.imaging.reading import read_picture
-from jaxdeblur.imaging.selection import Outputs, assign_outputs, find_pictures, prepare_folder, remove_if_empty
+from jaxdeblur.imaging.reading import read_image
+from jaxdeblur.imaging.selection import Outputs, assign_outputs, find_images, prepare_folder, remove_if_empty
 from jaxdeblur.jobs.batches import fits_together
 from jaxdeblur.jobs.images import Settings, run_job, run_jobs
 from jaxdeblur.jobs.saved_run import SavedRun, read_saved_run, version_notes
@@ -50,7 +50,7 @@ def main(argv: Sequence[str], *, relaunch: bool = False) -> int:
         _complain(str(error))
         return 1
     except KeyboardInterrupt:
-        _complain("interrupted; results of finished pictures are whole, no others were written")
+        _complain("interrupted; results of finished images are whole, no others were written")
         return 130
 
 
@@ -64,26 +64,24 @@ def define_flags() -> flags.FlagValues:
     def switch(name: str, text: str) -> None:
         flags.DEFINE_bool(name, False, text, flag_values=values)
 
-    string("image", None, "What to deblur: a file, a folder, a glob, or several of these by comma.")
-    string("output_dir", None, "Folder for the results (default: a folder 'deblurred' beside each picture).")
-    string("preset", "fast", "The method; --list_presets tells which there are.")
-    string("config", None, "Report (NAME_report.json) of an earlier run: do that run again, as other flags change it.")
+    string("image", None, "What to deblur: a file, a folder, a glob, or several of these separated by commas.")
+    string("output_dir", None, "Folder for the results (default: a folder 'deblurred' beside each image).")
+    string("preset", "fast", "The method; --list_presets lists all of them.")
+    string("config", None, "Report (NAME_report.json) of an earlier run: repeat that run, as changed by other flags.")
     string("kernel_size", None, "Side of the blur kernel: 'auto' or an odd number of pixels.")
-    string("kernel", None, "PNG or NPY of a known kernel: only the sharp picture is sought.")
+    string("kernel", None, "PNG or NPY of a known kernel: only the sharp image is estimated.")
     flags.DEFINE_integer(
         "num_iterations",
         None,
-        "Steps of the deep prior's fit; its schedules are stretched with them.",
+        "Steps of the deep prior's fit; its schedules scale with them.",
         lower_bound=1,
         flag_values=values,
     )
-    flags.DEFINE_integer(
-        "num_restarts", None, "Independent fits, of which the best is kept.", lower_bound=1, flag_values=values
-    )
+    flags.DEFINE_integer("num_restarts", None, "Independent fits; the best is kept.", lower_bound=1, flag_values=values)
     flags.DEFINE_integer(
         "num_posterior_samples",
         None,
-        "Samples of the deep prior of which a mean and an uncertainty map are written; 0 for none.",
+        "Samples of the deep prior; their mean and an uncertainty map are written. 0 for none.",
         lower_bound=0,
         flag_values=values,
     )
@@ -92,38 +90,40 @@ def define_flags() -> flags.FlagValues:
         "stopping",
         None,
         ["off", "error", "variance"],
-        "When the deep prior's fit ends early: once its error, or its picture's moving variance, falls no more.",
+        "Stop the deep prior's fit early: when its error, or the moving variance of its image, no longer falls.",
         flag_values=values,
     )
-    flags.DEFINE_integer("stopping_patience", None, "Steps without improvement that end it.", lower_bound=1, flag_values=values)
-    flags.DEFINE_integer("stopping_from", None, "Step from which on that counts.", lower_bound=0, flag_values=values)
-    flags.DEFINE_enum("teacher", None, ["dmphn", "dwdn"], "Pre-trained network, in presets that ask one.", flag_values=values)
+    flags.DEFINE_integer(
+        "stopping_patience", None, "Steps without improvement before it stops.", lower_bound=1, flag_values=values
+    )
+    flags.DEFINE_integer("stopping_from", None, "First step that counts.", lower_bound=0, flag_values=values)
+    flags.DEFINE_enum("teacher", None, ["dmphn", "dwdn"], "Pre-trained network, in presets that use one.", flag_values=values)
     string("teacher_weights", None, "File or folder of that network's weights; they do not come with jaxdeblur.")
-    flags.DEFINE_enum("final", None, FINALS, "How the final picture is made from the kernel.", flag_values=values)
-    string("reference", None, "The sharp picture: aligned PSNR and SSIM are printed and recorded.")
+    flags.DEFINE_enum("final", None, FINALS, "How the final image is made from the kernel.", flag_values=values)
+    string("reference", None, "The sharp image: aligned PSNR and SSIM are printed and recorded.")
     switch("overwrite", "Replace results that exist already.")
     string("cache_dir", None, "Folder for compiled programs, or 'off' (default: a folder of the user's cache).")
     flags.DEFINE_enum(
         "huge_pages",
         "auto",
         ["auto", "off"],
-        "On Linux CPUs, 'auto' starts the process anew with huge memory pages, which makes it faster.",
+        "On Linux CPUs, 'auto' restarts the process with huge memory pages, which makes it faster.",
         flag_values=values,
     )
-    flags.DEFINE_integer("workers", 1, "Processes that share the pictures of a folder.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("workers", 1, "Processes that share the images of a folder.", lower_bound=1, flag_values=values)
     flags.DEFINE_integer(
         "batch_size",
         None,
-        "Pictures of one size whose deep priors are fitted together. Without it: 1 on CPUs, what the memory holds on a GPU.",
+        "Images of one size whose deep priors are fitted together. By default 1 on CPUs, on a GPU as many as its memory holds.",
         lower_bound=1,
         flag_values=values,
     )
-    string("checkpoint_dir", None, "Folder where an unfinished fit is kept: the same command goes on from there.")
-    string("ray", None, "Address of a Ray cluster that shares the pictures, or 'local' (needs the extra 'cluster').")
-    switch("debug", "Let an unexpected error end the program with its stack trace.")
-    switch("list_presets", "List the presets and leave.")
-    switch("version", "Print the version and leave.")
-    switch("help", "Print this help and leave.")
+    string("checkpoint_dir", None, "Folder for the state of an unfinished fit; the same command resumes it.")
+    string("ray", None, "Address of a Ray cluster that shares the images, or 'local' (needs the extra 'cluster').")
+    switch("debug", "End with a stack trace on an unexpected error.")
+    switch("list_presets", "List the presets and exit.")
+    switch("version", "Print the version and exit.")
+    switch("help", "Print this help and exit.")
     return values
 
 
@@ -147,16 +147,16 @@ def _deblur_all(values: flags.FlagValues, relaunch: bool) -> int:
     saved = read_saved_run(pathlib.Path(values.config).expanduser()) if values.config else None
     messages: list[str] = []
     if values.image:
-        pictures = find_pictures(values.image, messages.append)
+        images = find_images(values.image, messages.append)
     elif saved is not None:
-        pictures = [saved.image]
+        images = [saved.image]
     else:
         raise InputError(f"--image is missing; {USAGE}")
     settings = _settings(values, saved)
     if saved is not None:
         messages += version_notes(saved)
-    if values.reference and len(pictures) > 1:
-        raise InputError(f"--reference goes with one picture, but --image={values.image} means {len(pictures)}; give one")
+    if values.reference and len(images) > 1:
+        raise InputError(f"--reference goes with one image, but --image={values.image} means {len(images)}; give one")
     if values.output_dir:
         remove_if_empty(prepare_folder(pathlib.Path(values.output_dir).expanduser()))
     if relaunch and values.huge_pages == "auto":
@@ -165,23 +165,23 @@ def _deblur_all(values: flags.FlagValues, relaunch: bool) -> int:
         runtime.relaunch_with_huge_pages()  # does not return if it does anything
     for message in messages:
         _say(message)
-    jobs = list(zip(pictures, assign_outputs(pictures, values.output_dir), strict=True))
+    jobs = list(zip(images, assign_outputs(images, values.output_dir), strict=True))
     size = values.batch_size if settings.checkpoint_dir is None else 1  # a checkpoint is of one fit
     if values.ray or values.workers > 1 or (len(jobs) > 1 and fits_together(settings.config, size)):
         failures = run_jobs(jobs, settings, _say, _complain, workers=values.workers, ray_address=values.ray, batch_size=size)
     else:
-        failures = sum(not _succeeds(picture, outputs, settings, debug=values.debug) for picture, outputs in jobs)
-    if len(pictures) > 1:
-        _say(f"{len(pictures) - failures} of {len(pictures)} pictures deblurred")
+        failures = sum(not _succeeds(image, outputs, settings, debug=values.debug) for image, outputs in jobs)
+    if len(images) > 1:
+        _say(f"{len(images) - failures} of {len(images)} images deblurred")
     return 1 if failures else 0
 
 
-def _succeeds(picture: pathlib.Path, outputs: Outputs | InputError, settings: Settings, *, debug: bool) -> bool:
-    """Deblurs one picture; a failure is told of and does not end the program."""
+def _succeeds(image: pathlib.Path, outputs: Outputs | InputError, settings: Settings, *, debug: bool) -> bool:
+    """Deblurs one image; a failure is reported and does not end the program."""
     try:
         if isinstance(outputs, InputError):
             raise outputs
-        run_job(picture, outputs, settings, _say)
+        run_job(image, outputs, settings, _say)
     except InputError as error:
         _complain(str(error))
         return False
@@ -189,7 +189,7 @@ def _succeeds(picture: pathlib.Path, outputs: Outputs | InputError, settings: Se
         if debug:
             raise
         cause = " ".join(str(error).split())[:200]
-        _complain(f"{picture}: failed unexpectedly, {type(error).__name__}: {cause} (--debug shows where)")
+        _complain(f"{image}: failed unexpectedly, {type(error).__name__}: {cause} (--debug shows where)")
         return False
     return True
 
@@ -204,19 +204,19 @@ def _settings(values: flags.FlagValues, saved: SavedRun | None) -> Settings:
         seed = seed if values["seed"].present else saved.seed
     config = _config(values, saved)
     if config.needs_kernel and kernel is None:
-        raise InputError(f"preset {config.name} restores the picture for a known kernel only; give --kernel=FILE")
+        raise InputError(f"preset {config.name} restores the image for a known kernel only; give --kernel=FILE")
     checkpoint_dir = pathlib.Path(values.checkpoint_dir).expanduser() if values.checkpoint_dir else None
     if checkpoint_dir is not None:
         if values.ray:
             raise InputError("--checkpoint_dir is a folder of this machine and --ray works on others; leave one out")
         if (values.batch_size or 1) > 1:
-            raise InputError("--checkpoint_dir keeps the fit of one picture at a time; leave it or --batch_size out")
+            raise InputError("--checkpoint_dir keeps the fit of one image at a time; leave it or --batch_size out")
         remove_if_empty(prepare_folder(checkpoint_dir))
     return Settings(
         config=config,
         seed=seed,
         kernel=read_kernel(kernel) if kernel else None,
-        reference=read_picture(pathlib.Path(values.reference).expanduser()) if values.reference else None,
+        reference=read_image(pathlib.Path(values.reference).expanduser()) if values.reference else None,
         overwrite=values.overwrite,
         cache_dir=values.cache_dir,
         checkpoint_dir=checkpoint_dir,
@@ -235,7 +235,7 @@ def _config(values: flags.FlagValues, saved: SavedRun | None) -> Config:
     else:
         close = difflib.get_close_matches(values.preset, PRESETS, n=3)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
-        raise InputError(f"unknown preset {values.preset!r}{hint} (--list_presets tells which there are)")
+        raise InputError(f"unknown preset {values.preset!r}{hint} (--list_presets lists all of them)")
     kernel_size = None
     if values.kernel_size == "auto":
         config = dataclasses.replace(config, kernel_size=None)
@@ -279,7 +279,7 @@ def _preset_list() -> str:
         steps = f"{fit.num_iterations} steps" if fit is not None else "no steps"
         line = f"  {name:<32} {steps:>10}  {about.figure or '-':<28} {about.summary}"
         papers.setdefault((about.paper, about.hardware), []).append(line)
-    blocks = [f"{paper} -- wants {hardware}:\n" + "\n".join(lines) for (paper, hardware), lines in papers.items()]
+    blocks = [f"{paper} -- needs {hardware}:\n" + "\n".join(lines) for (paper, hardware), lines in papers.items()]
     return "\n\n".join(["Name, steps, PSNR/SSIM (published unless it says ours), what it is", *blocks])
 
 

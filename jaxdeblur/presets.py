@@ -42,7 +42,7 @@ class About:
     Attributes:
       paper: authors and title, or ``ours``.
       figure: published PSNR/SSIM and on what, if there is any.
-      hardware: what it wants.
+      hardware: what it needs.
       parent: name of the preset it departs from; empty for one that stands for itself.
       summary: what it is, in a line.
     """
@@ -85,12 +85,12 @@ def _intervals(*intervals: tuple[int, dict[LossTerm, float]]) -> tuple[LossInter
 
 
 # The default: classical all the way. The kernel is guessed many times coarse to fine under an L0 prior (Xu, Zheng,
-# Jia, CVPR 2013), the guesses are refined and judged by marginal likelihood (Wipf, Zhang, JMLR 2014), and the picture is
+# Jia, CVPR 2013), the guesses are refined and judged by marginal likelihood (Wipf, Zhang, JMLR 2014), and the image is
 # restored under a sparse prior (Levin et al., SIGGRAPH 2007). A deep prior is left to the other presets: where it was tried,
-# it helped some pictures and hurt others, for more seconds than all the rest on two CPU cores.
+# it helped some images and hurt others, for more seconds than all the rest on two CPU cores.
 _add("fast", Config(), "classical: L0 guesses, marginal likelihood, sparse prior", figure="34.39/.955 on Levin im1-im3 (ours)")
 
-# The same, then a narrow deep prior fitted from that kernel on. Of the two kernels the likelier one makes the final picture.
+# The same, then a narrow deep prior fitted from that kernel on. Of the two kernels the likelier one makes the final image.
 _add(
     "deep",
     Config(
@@ -349,7 +349,7 @@ for _patience, _figure in ((5, "32.63/.919"), (10, "33.24/.935"), (30, "33.29/.9
         stopping=StoppingConfig(patience=_patience),
     )
 
-# Steps of 5000, channels and kernel's learning rate of small variants. 1 - SSIM sharpens the picture in few steps; a mean error
+# Steps of 5000, channels and kernel's learning rate of small variants. 1 - SSIM sharpens the image in few steps; a mean error
 # alone takes many, which have to be narrower. The kernel's generator has to come as far in fewer steps.
 _SMALL_WITH_SSIM = (600, 32, 5e-4)
 _SMALL_WITHOUT = (4000, 16, 1e-3)

@@ -88,12 +88,12 @@ def set_up_cache(folder: str | Path | None = None, *, environ: Mapping[str, str]
     return path
 
 
-def make_room_for_programs() -> bool:
-    """Forgets the programs compiled so far if they fill much of what a Linux process may map; returns whether it did.
+def clear_compiled_executables() -> bool:
+    """Clears the compiled executables if they take much of what a Linux process may map; returns whether it did.
 
-    Each program of the CPU backend takes hundreds of mappings or more, and at 65530, unless the system says otherwise, the
-    next compilation ends the process. Commands call this between pictures: those of ever new shapes compile ever new
-    programs. What is needed again comes from the cache on disk.
+    Each executable of the CPU backend takes hundreds of mappings or more, and at 65530, unless the system says otherwise, the
+    next compilation ends the process. Commands call this between images: images of new shapes compile new executables. What
+    is needed again comes from the cache on disk.
     """
     try:
         limit = int(Path("/proc/sys/vm/max_map_count").read_text(encoding="ascii"))
@@ -107,7 +107,7 @@ def make_room_for_programs() -> bool:
 
     jax.clear_caches()
     gc.collect()
-    _LOG.debug("forgot the compiled programs, for they took %d of %d mappings", taken, limit)
+    _LOG.debug("cleared the compiled executables: they took %d of %d mappings", taken, limit)
     return True
 
 

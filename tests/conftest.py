@@ -19,7 +19,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _forget_programs() -> Iterator[None]:
+def _clear_executables() -> Iterator[None]:
     """Programs of one module are of no use to the next, and each takes memory and mappings, which are few."""
     yield
     if "jax" in sys.modules:

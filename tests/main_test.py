@@ -167,7 +167,7 @@ class TestResults:
         metrics = json.loads(pathlib.Path("deblurred/photo_report.json").read_text())["metrics"]
         assert metrics["input"]["psnr"] == pytest.approx(metrics["output"]["psnr"], abs=0.01)
 
-    def test_grey_reference_of_a_colour_picture(self, workplace, quick, cli):
+    def test_grey_reference_of_a_colour_image(self, workplace, quick, cli):
         save(workplace / "sharp.png", (40, 50))
         assert cli("--image=photo.png", "--reference=sharp.png")[0] == 0
 
@@ -184,7 +184,7 @@ class TestResults:
         assert cli("--image=photo.png", "--kernel_size=auto", "--overwrite")[0] == 0
         assert quick[1]["config"].kernel_size is None
 
-    def test_posterior_samples_are_written_as_pictures(self, workplace, quick, cli):
+    def test_posterior_samples_are_written_as_images(self, workplace, quick, cli):
         status, _, errors = cli("--image=photo.png", "--preset=mc", "--kernel_size=9", "--num_posterior_samples=4")
         assert (status, errors) == (0, [])
         assert quick[0]["config"].num_posterior_samples == 4
@@ -240,7 +240,7 @@ class TestManyWorkers:
         for name in ("a_deblurred.png", "b_deblurred.png", "a_kernel.npy"):
             assert pathlib.Path("one", name).read_bytes() == pathlib.Path("two", name).read_bytes()
 
-    def test_pictures_of_one_size_are_fitted_together(self, workplace, quick, cli):
+    def test_images_of_one_size_are_fitted_together(self, workplace, quick, cli):
         for number in range(3):
             save(workplace / f"alike{number}.png", seed=number)
         save(workplace / "other.png", (44, 50, 3))
@@ -320,11 +320,11 @@ def test_presets_are_listed_with_paper_figure_steps_and_hardware(cli):
         (line,) = [line for line in lines if line.split()[:1] == [name]]
         assert preset.fit is None or f"{preset.fit.num_iterations} steps" in line
     text = "\n".join(lines)
-    assert "Ren et al., Neural blind deconvolution using deep priors, CVPR 2020 -- wants a GPU" in text
+    assert "Ren et al., Neural blind deconvolution using deep priors, CVPR 2020 -- needs a GPU" in text
     assert "34.71/.948 on Levin" in text
 
 
-class TestSeveralPictures:
+class TestSeveralImages:
     def test_a_folder_and_the_second_time_its_results(self, workplace, quick, cli):
         save(workplace / "second.bmp")
         (workplace / "notes.txt").touch()
@@ -365,16 +365,16 @@ class TestSeveralPictures:
         assert cli("--image=photo.png,photo.jpg", "--output_dir=out")[0] == 0
         assert {"photo_png_deblurred.png", "photo_jpg_deblurred.png"} <= set(files_below(workplace / "out"))
 
-    def test_every_picture_gets_the_same_key(self, workplace, quick, cli):
+    def test_every_image_gets_the_same_key(self, workplace, quick, cli):
         save(workplace / "second.png")
         assert cli("--image=*.png", "--seed=3")[0] == 0
         assert quick[0]["photos"][0].key == quick[1]["photos"][0].key
 
 
-def make_bad_pictures(folder):
-    """Pictures that cannot be deblurred, by name, with a word of the reason."""
+def make_bad_images(folder):
+    """Images that cannot be deblurred, by name, with a word of the reason."""
     (folder / "empty.png").touch()
-    (folder / "words.jpg").write_text("not a picture")
+    (folder / "words.jpg").write_text("not an image")
     for name in ("cut.png", "cut.jpg"):
         data = save(folder / name, (90, 90, 3)).read_bytes()
         (folder / name).write_bytes(data[: len(data) // 2])
@@ -398,7 +398,7 @@ class TestRefusals:
         [
             ("missing.png", "no such file"),
             ("empty.png", "empty"),
-            ("words.jpg", "not a picture"),
+            ("words.jpg", "not an image"),
             ("cut.png", "cut short"),
             ("cut.jpg", "cut short"),
             ("tiny.png", "too few"),
@@ -406,8 +406,8 @@ class TestRefusals:
             ("deep.png", "16-bit"),
         ],
     )
-    def test_bad_picture(self, workplace, refused, name, reason):
-        make_bad_pictures(workplace)
+    def test_bad_image(self, workplace, refused, name, reason):
+        make_bad_images(workplace)
         message = refused(f"--image={name}")
         assert name in message
         assert reason in message
@@ -534,8 +534,8 @@ class TestRealPipeline:
     @pytest.fixture
     def corner(self, workplace):
         for name in ("blurry", "sharp"):
-            with Image.open(ROOT / "experiments" / "sample" / f"{name}.png") as picture:
-                picture.crop((60, 0, 188, 112)).save(workplace / f"{name}.png")
+            with Image.open(ROOT / "experiments" / "sample" / f"{name}.png") as image:
+                image.crop((60, 0, 188, 112)).save(workplace / f"{name}.png")
         return workplace
 
     def test_known_kernel_in_a_process_of_its_own(self, corner):

@@ -1,4 +1,4 @@
-"""The whole run on small synthetic pictures whose kernel is known."""
+"""The whole run on small synthetic images whose kernel is known."""
 
 import dataclasses
 
@@ -37,7 +37,7 @@ def blind():
 
 
 class TestBlind:
-    def test_picture_and_kernel_come_back(self, blind):
+    def test_image_and_kernel_come_back(self, blind):
         result, _ = blind
         assert result.restored.shape == (96, 96)
         assert result.restored.dtype == np.float32
@@ -88,7 +88,7 @@ class TestBlind:
 
 class TestKnownKernel:
     @pytest.mark.parametrize("final", ["auto", "sparse", "hyper_laplacian", "saturated"])
-    def test_only_the_picture_is_sought(self, final):
+    def test_only_the_image_is_sought(self, final):
         known = scene()
         result = deblur(known.blurry, dataclasses.replace(CLASSICAL, final=final), key=KEY, kernel=3.0 * known.kernel)
         np.testing.assert_allclose(result.kernel, known.kernel, atol=1e-6)
@@ -97,7 +97,7 @@ class TestKnownKernel:
         assert "initialise" not in result.seconds
         assert psnr(result.restored, known.sharp) > psnr(known.blurry, known.sharp) + 9.0  # not shifted, either
 
-    def test_lamps_are_told_of_and_restored_by_the_method_for_them(self):
+    def test_saturated_highlights_are_told_of_and_restored_by_the_method_for_them(self):
         known = scene()
         light = np.zeros_like(known.sharp)
         light[30:33, 40:43] = 8.0
@@ -133,7 +133,7 @@ class TestDeepPrior:
         assert len(result.history["fit"]) == 4
         assert gain(result.restored, scene()) > 9.0
 
-    def test_the_generators_own_picture_and_the_blurry_pictures_chroma(self):
+    def test_the_generators_own_image_and_the_blurry_images_chroma(self):
         known = scene(colour=True)
         result = deblur(known.blurry, dataclasses.replace(CLASSICAL, fit=TINY_FIT, final="generator"), key=KEY)
         assert result.chosen == "generator"
@@ -154,7 +154,7 @@ class TestDeepPrior:
         with pytest.raises(InputError, match="'alone' restores the image for a known kernel only"):
             deblur(scene().blurry, alone, key=KEY)
 
-    def test_posterior_samples_cover_the_whole_picture(self):
+    def test_posterior_samples_cover_the_whole_image(self):
         random = dataclasses.replace(TINY_FIT, dropout_rate=constant(0.2))
         config = dataclasses.replace(CLASSICAL, initialiser=None, fit=random, final="sparse", num_posterior_samples=3)
         result = deblur(scene().blurry, config, key=KEY)

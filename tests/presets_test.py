@@ -193,11 +193,11 @@ def teacher():
 
 
 @pytest.fixture(autouse=True)
-def _forget_programs_now_and_then(request):
+def _clear_executables_now_and_then(request):
     """Every preset compiles its own, and a process may map only so many pieces of memory."""
     yield
     if request.node.name.startswith("test_restarts"):
-        runtime.make_room_for_programs()
+        runtime.clear_compiled_executables()
 
 
 # Small variants differ from these in sizes and numbers, which a tiny net does not see.

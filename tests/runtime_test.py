@@ -34,16 +34,16 @@ before = mappings()
 compile_some(40)
 after = mappings()
 assert after > before + 30, (before, after)
-assert not runtime.make_room_for_programs()
+assert not runtime.clear_compiled_executables()
 runtime._MOST_MAPPINGS_TAKEN = 0.9 * after / int(open("/proc/sys/vm/max_map_count").read())
-assert runtime.make_room_for_programs()
+assert runtime.clear_compiled_executables()
 assert mappings() < before + 0.3 * (after - before), (before, after, mappings())
 compile_some(3)
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems do not count mappings")
-def test_programs_are_forgotten_before_there_are_too_many():
+def test_compiled_executables_are_cleared_before_there_are_too_many():
     _python(MANY, JAXDEBLUR_CACHE_DIR="off")
 
 

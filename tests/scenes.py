@@ -1,4 +1,4 @@
-"""Synthetic pictures with known sharp image and blur kernel, small enough for tests."""
+"""Synthetic images with known sharp image and blur kernel, small enough for tests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NOISE_STD = 0.002
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """``blurry`` is the valid part of ``kernel`` convolved with a picture that shows ``sharp`` in its middle."""
+    """``blurry`` is the valid part of ``kernel`` convolved with an image that shows ``sharp`` in its middle."""
 
     sharp: np.ndarray
     blurry: np.ndarray
@@ -50,7 +50,7 @@ def motion_kernel(size: int) -> np.ndarray:
 def dead_leaves(side: int, seed: int) -> np.ndarray:
     """``[side, side]`` in [0, 1]: discs and turned boxes of one grey each that cover one another, as things in the world do."""
     generator = np.random.default_rng(seed)
-    picture = np.full((side, side), 0.5)
+    image = np.full((side, side), 0.5)
     i, j = np.mgrid[:side, :side]
     for _ in range(60 * side**2 // 100**2):
         radius, angle, level = generator.uniform(4, 18), generator.uniform(0, np.pi), generator.uniform(0.05, 0.95)
@@ -59,14 +59,14 @@ def dead_leaves(side: int, seed: int) -> np.ndarray:
         aside = (j - column) * np.cos(angle) - (i - row) * np.sin(angle)
         disc = along**2 + aside**2 < radius**2
         box = (np.abs(along) < radius) & (np.abs(aside) < radius * generator.uniform(0.3, 1))
-        picture[disc if generator.random() < 0.5 else box] = level
+        image[disc if generator.random() < 0.5 else box] = level
     # A lens leaves no step exactly one pixel wide.
-    return scipy.ndimage.gaussian_filter(picture, 0.4).astype(np.float32)
+    return scipy.ndimage.gaussian_filter(image, 0.4).astype(np.float32)
 
 
 @functools.cache
 def scene(*, side: int = 96, kernel_size: int = 9, seed: int = 2, colour: bool = False) -> Scene:
-    """A blurry picture ``[side, side]`` (or with 3 channels) with a little noise."""
+    """A blurry image ``[side, side]`` (or with 3 channels) with a little noise."""
     kernel = motion_kernel(kernel_size)
     seeds = (seed, seed + 1, seed + 2) if colour else (seed,)
     whole = np.stack([dead_leaves(side + kernel_size - 1, one) for one in seeds], axis=-1)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # Points of a curve over the steps, beside the first one. More would cost more than the fit itself on large images.
 CURVE_POINTS = 40
 # After these shares of the steps, what the generators show is kept for the figure.
-_PICTURE_SHARES = (0.02, 0.1, 0.4, 1.0)
+_SNAPSHOT_SHARES = (0.02, 0.1, 0.4, 1.0)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -111,7 +111,7 @@ def run_tasks(tasks: Sequence[Task]) -> list[dict[str, Any]]:
     from jaxdeblur import runtime
 
     runtime.set_up_cache(tasks[0].cache_dir)
-    runtime.make_room_for_programs()
+    runtime.clear_compiled_executables()
 
     import jax
 
@@ -158,7 +158,7 @@ def _measured(task: Task, result: Result, follower: _Follower | None, seconds: f
     curve: dict[str, list[float]] = {}
     if follower is not None:
         curve = {**follower.curve, "loss": _thinned(losses)}
-        arrays.update(follower.pictures)
+        arrays.update(follower.snapshots)
     return {
         "metrics": {name: to_json_number(value) for name, value in metrics.items()},
         "curve": curve,
@@ -182,9 +182,9 @@ class _Follower:
         self._kernel = task.example.true_kernel
         self._steps = 1 if task.config.fit is None else task.config.fit.num_iterations
         self._next = 0.0
-        self._shares = list(_PICTURE_SHARES)
+        self._shares = list(_SNAPSHOT_SHARES)
         self.curve: dict[str, list[float]] = {"step": [], "psnr": [], "ssim": []}
-        self.pictures: dict[str, np.ndarray] = {}
+        self.snapshots: dict[str, np.ndarray] = {}
 
     def look(self, step: int, image: np.ndarray, kernel: np.ndarray) -> None:
         """The callback of a fit: ``image`` is ``[H, W]``, ``kernel`` ``[h, w]``."""
@@ -193,8 +193,8 @@ class _Follower:
             self._measure(step, image, kernel)
         if self._shares and step >= self._shares[0] * self._steps:
             self._shares = [share for share in self._shares if step < share * self._steps]
-            self.pictures[f"step{step}_restored"] = np.asarray(image, np.float32)
-            self.pictures[f"step{step}_kernel"] = np.asarray(kernel, np.float32)
+            self.snapshots[f"step{step}_restored"] = np.asarray(image, np.float32)
+            self.snapshots[f"step{step}_kernel"] = np.asarray(kernel, np.float32)
 
     def _measure(self, step: int, image: np.ndarray, kernel: np.ndarray) -> None:
         from jaxdeblur.evaluation.metrics import aligned_metrics

@@ -1,4 +1,4 @@
-"""Tables and pictures of what was measured, ours beside what was published."""
+"""Tables and figures of what was measured, ours beside what was published."""
 
 from __future__ import annotations
 
@@ -157,9 +157,9 @@ class Report:
         heading, *lines = self.cells()
         rule = ["---", *["---:"] * (len(heading) - 2), "---"]
         table = "\n".join("| " + " | ".join(line) + " |" for line in (heading, rule, *lines))
-        picture = f"\n![{self.entry.title}](figure.png)\n" if self.entry.figure else ""
+        figure = f"\n![{self.entry.title}](figure.png)\n" if self.entry.figure else ""
         notes = "\n".join(f"- {note}" for note in self.notes())
-        return f"# {self.entry.title}\n\n{self.entry.paper}; `{self.entry.name}`\n{picture}\n{table}\n\n{notes}\n"
+        return f"# {self.entry.title}\n\n{self.entry.paper}; `{self.entry.name}`\n{figure}\n{table}\n\n{notes}\n"
 
     def html(self) -> str:
         """The table as a page that needs nothing but the figure beside it."""
@@ -169,12 +169,12 @@ class Report:
 
         heading, *lines = self.cells()
         body = "\n".join(line(cells, "td") for cells in lines)
-        picture = '<p><img src="figure.png" alt=""></p>\n' if self.entry.figure else ""
+        figure = '<p><img src="figure.png" alt=""></p>\n' if self.entry.figure else ""
         notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes())
         title = html.escape(self.entry.title)
         return (
             f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n<style>{_STYLE}</style>'
-            f"</head>\n<body>\n<h1>{title}</h1>\n<p>{html.escape(self.entry.paper)}</p>\n{picture}"
+            f"</head>\n<body>\n<h1>{title}</h1>\n<p>{html.escape(self.entry.paper)}</p>\n{figure}"
             f"<table>\n{line(heading, 'th')}\n{body}\n</table>\n<ul>{notes}</ul>\n</body></html>\n"
         )
 
@@ -214,7 +214,7 @@ def draw(report: Report, path: pathlib.Path) -> None:
     """Draws an entry's figure as a PNG, as far as there are results."""
     from matplotlib.figure import Figure
 
-    kinds = {"curves": _draw_curves, "bars": _draw_bars, "pictures": _draw_pictures}
+    kinds = {"curves": _draw_curves, "bars": _draw_bars, "images": _draw_images}
     figure = Figure(layout="constrained")
     figure.suptitle(report.entry.title)
     kinds[str(report.entry.figure)](figure, report)
@@ -287,7 +287,7 @@ def _draw_bars(figure: Any, report: Report) -> None:
     axis.set_ylabel(HEADINGS[metric])
 
 
-def _draw_pictures(figure: Any, report: Report) -> None:
+def _draw_images(figure: Any, report: Report) -> None:
     """The first run of each row: its image with the kernel in a corner, and the samples' deviation if there is one."""
     done = _done(report)
     spread = any("posterior_std" in run.array_names for _, runs in done for run in runs[:1])

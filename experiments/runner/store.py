@@ -1,7 +1,7 @@
 """Results on disk, one folder for each run, all of it or none: what is there is whole, whatever ended the process.
 
 A result is made in a folder of another name and then renamed, which a file system does at once. Its name holds the digest of
-all that it depends on, so that a changed setting, picture or version is another result, and the same one is never made twice,
+all that it depends on, so that a changed setting, image or version is another result, and the same one is never made twice,
 no matter which table asks for it.
 """
 
@@ -101,7 +101,7 @@ class Store:
         return array
 
     def save(self, name: str, record: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-        """Keeps a result: ``record`` as JSON, each array as NPY (float32) and as a picture scaled for people.
+        """Keeps a result: ``record`` as JSON, each array as NPY (float32) and as an image scaled for viewing.
 
         Raises:
           InputError: it cannot be written.
@@ -112,7 +112,7 @@ class Store:
             folder = pathlib.Path(tempfile.mkdtemp(prefix=".new-", dir=final.parent))
             for which, array in arrays.items():
                 np.save(folder / f"{which}.npy", array.astype(np.float32))
-                Image.fromarray(_picture(which, array)).save(folder / f"{which}.png")
+                Image.fromarray(_viewable(which, array)).save(folder / f"{which}.png")
             text = json.dumps({"schema": SCHEMA, **record, "arrays": sorted(arrays)}, indent=1, ensure_ascii=False)
             (folder / _RESULT).write_text(text, encoding="utf-8")
             if final.exists():  # damaged, or it would have been used
@@ -148,7 +148,7 @@ def write_text(path: pathlib.Path, text: str) -> None:
     os.replace(new, path)
 
 
-def _picture(which: str, array: np.ndarray) -> np.ndarray:
-    """8 bits a channel; what is no picture (kernels, deviations) is scaled to its maximum."""
+def _viewable(which: str, array: np.ndarray) -> np.ndarray:
+    """8 bits a channel; what is not an image (kernels, deviations) is scaled to its maximum."""
     scale = 1.0 if which.endswith("restored") else 1.0 / max(float(array.max()), 1e-12)
     return np.round(np.clip(array * scale, 0.0, 1.0) * 255.0).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The final image: a non-blind method on the whole picture, in tiles where that bounds the memory."""
+"""The final image: a non-blind method on the whole image, in tiles where that bounds the memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jaxdeblur.classical import sparse as sp
 from jaxdeblur.config import NonblindConfig
 from jaxdeblur.errors import InputError
 
-# Those that restore the whole support behind a picture, with the sparse prior's weight.
+# Those that restore the whole support behind an image, with the sparse prior's weight.
 _WHOLE_SUPPORT = {"sparse": sp.sparse, "saturated": sat.saturated}
 METHODS = ("hyper_laplacian", *_WHOLE_SUPPORT)
 
@@ -28,14 +28,14 @@ def restore(
     noise_std: float,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
-    """Non-blind deconvolution of a picture of any size.
+    """Non-blind deconvolution of an image of any size.
 
     Args:
       blurry: ``[H, W]`` or ``[H, W, C]`` in [0, 1].
       kernel: ``[h, w]``, odd sides, summing to one.
-      method: one of :data:`METHODS`; ``saturated`` for pictures with clipped highlights.
+      method: one of :data:`METHODS`; ``saturated`` for images with clipped highlights.
       config: weights and the side of a tile.
-      noise_std: of the picture, in [0, 1] units.
+      noise_std: of the image, in [0, 1] units.
       progress: called with (tiles done, tiles in all).
 
     Returns:
@@ -83,7 +83,7 @@ def _spans(length: int, side: int, overlap: int) -> list[slice]:
 
 
 def _fade(span: slice, length: int, overlap: int) -> np.ndarray:
-    """Weights along a tile: rising from the edges it shares with others, one at the picture's own edges."""
+    """Weights along a tile: rising from the edges it shares with others, one at the image's own edges."""
     index = np.arange(span.stop - span.start)
     ramp = np.ones(len(index))
     if span.start > 0:

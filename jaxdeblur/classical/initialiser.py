@@ -38,12 +38,13 @@ class KernelEstimate:
 
     Attributes:
       kernel: ``[h, h]``, non-negative, summing to one, its mass centred.
-      surprises: of each guess, ``F(k)`` per pixel at the scale where they were first compared; those with the lowest went on.
+      negative_log_evidences: of each guess, ``F(k)`` per pixel at the scale where they were first compared; those with the
+        lowest went on.
       touches_border: whether the kernel still reaches the border of the largest support there is room for.
     """
 
     kernel: np.ndarray
-    surprises: tuple[float, ...]
+    negative_log_evidences: tuple[float, ...]
     touches_border: bool
 
 
@@ -72,7 +73,7 @@ def informative_crop(blurry: np.ndarray, side: int) -> tuple[slice, slice]:
 
 
 def first_kernel_size(shape: tuple[int, int]) -> int:
-    """The odd support tried first when the kernel's size is not known, for a picture of ``shape``."""
+    """The odd support tried first when the kernel's size is not known, for an image of ``shape``."""
     side = round(min(shape) * _FIRST_SIZE_SHARE)
     return min(_odd(min(max(side, _SMALLEST_FIRST_SIZE), _LARGEST_FIRST_SIZE)), _largest_size(shape))
 
@@ -100,13 +101,13 @@ def estimate_kernel(
     """
     size = kernel_size or first_kernel_size(blurry.shape)
     while True:
-        kernel, whole, surprises = _estimate(blurry, config, size, noise_std, progress)
+        kernel, whole, negative_log_evidences = _estimate(blurry, config, size, noise_std, progress)
         touching = whole and _border_mass(kernel) > _BORDER_MASS
         larger = min(_odd(round(size * _GROWTH)), _largest_size(blurry.shape))
         if kernel_size is not None:
             kernel = np.asarray(pad_kernel(jnp.asarray(kernel), (kernel_size, kernel_size)))
         if kernel_size is not None or not touching or larger <= size:
-            return KernelEstimate(kernel, surprises, touching)
+            return KernelEstimate(kernel, negative_log_evidences, touching)
         size = larger
 
 
@@ -117,7 +118,7 @@ def _estimate(
     noise_std: float,
     progress: Callable[[int, int], None] | None,
 ) -> tuple[np.ndarray, bool, tuple[float, ...]]:
-    """The kernel, on at most the given support; whether it needs all of that; and the guesses' surprises."""
+    """The kernel, on at most the given support; whether it needs all of that; and the guesses' negative log evidences."""
     levels = kernel_l0.pyramid(blurry.shape, kernel_size)
     judged_at = max((i for i, level in enumerate(levels) if math.prod(level.shape) <= config.guess_side**2), default=0)
     noise = variational.noise_variance(noise_std, smallest=config.noise_variance)
@@ -130,14 +131,14 @@ def _estimate(
             "iterations": iterations,
             "noise_variance": noise,
             "first_noise_variance": noise * config.first_noise_variance / config.noise_variance,
-            "camera_blur_std": config.camera_blur_std,
+            "image_softness_std": config.image_softness_std,
         }
         return _side_by_side(variational.refine_kernel, [settings | {"kernel": kernel} for kernel in kernels])
 
     def judge(image: jax.Array, kernels: list[jax.Array]) -> list[float]:
-        settings = {"blurry": image, "noise_variance": noise, "camera_blur_std": config.camera_blur_std}
+        settings = {"blurry": image, "noise_variance": noise, "image_softness_std": config.image_softness_std}
         calls = [settings | {"kernel": kernel} for kernel in kernels]
-        return [float(np.nan_to_num(value, nan=np.inf)) for value in _side_by_side(variational.surprise, calls)]
+        return [float(np.nan_to_num(value, nan=np.inf)) for value in _side_by_side(variational.negative_log_evidence, calls)]
 
     total = len(levels) + 1
 
@@ -176,14 +177,14 @@ def _estimate(
     # Rounds of refinement and judgement.
     image = _resize(blurry, levels[judged_at])
     guesses = refine(image, guesses, config.guess_iterations)
-    surprises = judge(image, guesses)
-    finalists = [guesses[index] for index in np.argsort(surprises)[: config.num_finalists]]
+    negative_log_evidences = judge(image, guesses)
+    finalists = [guesses[index] for index in np.argsort(negative_log_evidences)[: config.num_finalists]]
     if config.finalist_iterations > 0:
         finalists = refine(image, finalists, config.finalist_iterations)
         best = finalists[int(np.argmin(judge(image, finalists)))]
     else:
         best = finalists[0]  # nothing has changed since they were judged
-    # Room that the kernel does not need fills with a haze that spoils the picture, the more of it the larger the room.
+    # Support that the kernel does not need fills with spurious kernel mass, which spoils the image.
     best = _clean(best)
     shares = _shares_that_hold(np.asarray(best))
 
@@ -218,7 +219,7 @@ def _estimate(
         kernel = draw_in(level, refine_enlarged)
         report(index + 1)
     report(total)
-    return np.asarray(_clean(kernel)), len(shares) == 1, tuple(surprises)
+    return np.asarray(_clean(kernel)), len(shares) == 1, tuple(negative_log_evidences)
 
 
 def _side_by_side(program: jax.stages.Wrapped, calls: Sequence[dict[str, Any]]) -> list[jax.Array]:

@@ -24,8 +24,8 @@ def judge(
       noise_std: of the image, in [0, 1] units.
 
     Returns:
-      :func:`jaxdeblur.classical.variational.surprise` by name, lower is better; infinite where it cannot be computed, NaN if
-      there is one kernel only and so nothing to choose.
+      :func:`jaxdeblur.classical.variational.negative_log_evidence` by name, lower is better; infinite where it cannot be
+      computed, NaN if there is one kernel only and so nothing to choose.
     """
     if len(kernels) == 1:
         return dict.fromkeys(kernels, float("nan"))
@@ -33,11 +33,11 @@ def judge(
     variance = variational.noise_variance(noise_std, smallest=config.noise_variance)
     scores = {
         name: float(
-            variational.surprise(
+            variational.negative_log_evidence(
                 jnp.asarray(blurry),
                 pad_kernel(jnp.asarray(kernel), shape),
                 noise_variance=variance,
-                camera_blur_std=config.camera_blur_std,
+                image_softness_std=config.image_softness_std,
             )
         )
         for name, kernel in kernels.items()

@@ -1,8 +1,8 @@
-"""Non-blind deconvolution of pictures with clipped highlights: night shots, lamps, reflections.
+"""Non-blind deconvolution of images with saturated highlights: night shots, light sources, reflections.
 
-A clipped pixel says only that the light was at least so much. Taken at its word it contradicts the blur model, and a linear
-deconvolution rings around every lamp. Here the sensor's response is part of the model, the sharp image may be brighter than
-white, and pixels near a clipped one that still do not fit count as outliers.
+A clipped pixel gives only a lower bound of the light. Taken as a measurement it contradicts the blur model, and a linear
+deconvolution rings around every such highlight. Here the sensor's response is part of the model, the sharp image may be
+brighter than white, and pixels near a clipped one that still do not fit count as outliers.
 
 After Whyte, Sivic, Zisserman, "Deblurring shaken and partially saturated images" (IJCV 2014),
 https://doi.org/10.1007/s11263-014-0727-3 (the response), and Cho, Wang, Lee, "Handling outliers in non-blind image
@@ -30,9 +30,10 @@ _SHARPNESS = 200.0
 _INLIER_SHARE = 0.9
 _NEGATIVE_WEIGHT = 0.1
 # A pixel lends another one light if it gives it more than this share of its own: more than an FFT's rounding, less than what
-# would show of a lamp.
+# would show of a highlight.
 _SMALLEST_SHARE = 1e-3
-# White paper that a linear method restores leaves less than this unexplained around it, lamps leave more. Measured.
+# White paper that a linear method restores leaves less than this unexplained around it, saturated
+# highlights leave more. Measured.
 _LARGEST_MISFIT_OF_WHITE = 0.012
 # Beyond this the exponential of an outlier's residual is infinite for every purpose but float32's.
 _LARGEST_EXPONENT = 60.0
@@ -65,8 +66,8 @@ def saturated(
       ``w ∝ p N(u − y; σ²) / (p N(u − y; σ²) + 1 − p)``, and one for ``u = y``; what they are blurred from may not be negative;
     - all others, ``w = 1``.
 
-    Clipped pixels are left out of the first round. A picture without any gets just what ``sparse`` makes of it. Whether a pixel
-    is clipped is asked channel by channel, so colour pictures should come as they were taken and not as luma.
+    Clipped pixels are left out of the first round. An image without any gets just what ``sparse`` makes of it. Whether a pixel
+    is clipped is asked channel by channel, so colour images should come as they were taken and not as luma.
 
     Args:
       blurry: ``[H, W]`` or ``[H, W, C]``, in [0, 1], clipped at 1.
@@ -79,7 +80,7 @@ def saturated(
       num_cg_steps: conjugate-gradient steps of each round.
 
     Returns:
-      The radiance ``[H+h-1, W+w-1]`` or ``[H+h-1, W+w-1, C]``, lamps well above 1; not clipped.
+      The radiance ``[H+h-1, W+w-1]`` or ``[H+h-1, W+w-1, C]``, saturated highlights well above 1; not clipped.
 
     Raises:
       InputError: a side of the kernel is even, or an option is out of its range.
@@ -125,9 +126,9 @@ def saturated(
 def misfit_by_clipping(
     blurry: jax.Array, restored: jax.Array, kernel: jax.Array, *, clipped_from: jax.Array | float = 0.99
 ) -> jax.Array:
-    """How badly a linear method's picture, clipped as a picture is, explains the pixels that share light with clipped ones.
+    """How badly a linear method's image, clipped to [0, 1], explains the pixels that share light with clipped ones.
 
-    Where highlights were brighter than white, a linear method needs values beyond [0, 1] to explain the blurry picture, and
+    Where highlights were brighter than white, a linear method needs values beyond [0, 1] to explain the blurry image, and
     without them fails by some hundredths; where white is just white (paper, sky), by little more than the noise.
 
     Args:

@@ -1,4 +1,4 @@
-"""Refining a blur kernel by marginalising the image, and judging kernels by how well they explain the picture.
+"""Refining a blur kernel by marginalising the image, and judging kernels by how well they explain the blurry image.
 
 Looking for the best *pair* of image and kernel favours no blur at all; averaging over images does not (Levin, Weiss, Durand,
 Freeman: "Understanding and evaluating blind deconvolution algorithms", CVPR 2009,
@@ -35,7 +35,7 @@ _IMAGE_CG_STEPS = 10
 _KERNEL_STEPS = 8
 _POWER_STEPS = 2
 _JUDGE_ITERATIONS = 12
-_CAMERA_BLUR_RADIUS = 2
+_SOFTNESS_RADIUS = 2
 
 
 def noise_variance(noise_std: float, *, smallest: float) -> float:
@@ -43,14 +43,14 @@ def noise_variance(noise_std: float, *, smallest: float) -> float:
     return max(smallest, 2.0 * noise_std**2)
 
 
-def camera_blur(std: float) -> jax.Array:
+def softness_kernel(std: float) -> jax.Array:
     """``[5, 5]``: a Gaussian of ``std`` pixels that sums to one; 0 gives the delta."""
-    offsets = jnp.arange(-_CAMERA_BLUR_RADIUS, _CAMERA_BLUR_RADIUS + 1)
+    offsets = jnp.arange(-_SOFTNESS_RADIUS, _SOFTNESS_RADIUS + 1)
     profile = jnp.exp(-(offsets**2) / (2.0 * max(std, 1e-3) ** 2))
     return normalise_kernel(jnp.outer(profile, profile))
 
 
-@functools.partial(reproducible_jit, static_argnames=("iterations", "camera_blur_std"))
+@functools.partial(reproducible_jit, static_argnames=("iterations", "image_softness_std"))
 def refine_kernel(
     blurry: jax.Array,
     kernel: jax.Array,
@@ -58,7 +58,7 @@ def refine_kernel(
     iterations: int,
     noise_variance: float = 1e-5,
     first_noise_variance: float = 3e-5,
-    camera_blur_std: float = 0.4,
+    image_softness_std: float = 0.4,
 ) -> jax.Array:
     """Improves a kernel by alternating the minimisation of F(k) over image gradients, their variances and the kernel.
 
@@ -73,24 +73,24 @@ def refine_kernel(
       iterations: alternations.
       noise_variance: last ν, in squared [0, 1] units of the gradients.
       first_noise_variance: first ν.
-      camera_blur_std: of g, in pixels.
+      image_softness_std: of g, in pixels.
 
     Returns:
       ``[h, h]``, non-negative, summing to one.
     """
     chex.assert_rank([blurry, kernel], 2)
-    soft = camera_blur(camera_blur_std)
+    soft = softness_kernel(image_softness_std)
     softness = _convolve(soft, soft[::-1, ::-1], mode="full")
     observed = gradients.gradient(blurry)
     shape = _support(observed, kernel, soft)
     radius, size = soft.shape[0] // 2, (kernel.shape[0], kernel.shape[1])
-    blurred_by_camera, _ = blur.valid_blur(soft, shape)
+    soften, _ = blur.valid_blur(soft, shape)
 
     def alternate(_: int, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         sharp, variance, kernel, steepest, noise = state
         sharp, uncertainty = _image_step(observed, _convolve(kernel, soft, mode="full"), sharp, variance, noise)
 
-        forward, adjoint = blur.valid_blur_of(blurred_by_camera(sharp), size)
+        forward, adjoint = blur.valid_blur_of(soften(sharp), size)
         inner = uncertainty.sum(0)[radius : shape[0] - radius, radius : shape[1] - radius]
         seen = blur.valid_blur_of(inner, size)[1]
         ridge = jnp.sqrt(jnp.maximum(seen(jnp.ones(observed.shape[1:])), 0.0))
@@ -108,9 +108,11 @@ def refine_kernel(
     return jax.lax.fori_loop(0, iterations, alternate, state)[2]
 
 
-@functools.partial(reproducible_jit, static_argnames=("camera_blur_std",))
-def surprise(blurry: jax.Array, kernel: jax.Array, *, noise_variance: float = 1e-5, camera_blur_std: float = 0.4) -> jax.Array:
-    """F(k) per pixel: how badly a kernel explains a blurry image, averaged over sharp images. Lower is better.
+@functools.partial(reproducible_jit, static_argnames=("image_softness_std",))
+def negative_log_evidence(
+    blurry: jax.Array, kernel: jax.Array, *, noise_variance: float = 1e-5, image_softness_std: float = 0.4
+) -> jax.Array:
+    """F(k) per pixel: a variational bound (free energy) of −2 log p(y | k), but for a constant. Lower is better.
 
     Only differences between kernels on the same support of the same image mean something. The outermost pixels, of which too
     little is seen, are left out of the prior's part.
@@ -119,13 +121,13 @@ def surprise(blurry: jax.Array, kernel: jax.Array, *, noise_variance: float = 1e
       blurry: ``[H, W]`` in [0, 1].
       kernel: ``[h, h]``, non-negative, summing to one.
       noise_variance: ν.
-      camera_blur_std: see :func:`refine_kernel`.
+      image_softness_std: see :func:`refine_kernel`.
 
     Returns:
       A scalar.
     """
     chex.assert_rank([blurry, kernel], 2)
-    soft = camera_blur(camera_blur_std)
+    soft = softness_kernel(image_softness_std)
     whole = _convolve(kernel, soft, mode="full")
     observed = gradients.gradient(blurry)
     start = jnp.zeros((2, *_support(observed, kernel, soft)))

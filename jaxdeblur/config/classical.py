@@ -25,7 +25,8 @@ class InitialiserConfig:
       fine_iterations: variational iterations given to it at each finer level.
       noise_variance: of the gradients in the variational model, in squared [0, 1] units; where its annealing ends.
       first_noise_variance: where the annealing begins.
-      camera_blur_std: standard deviation in pixels of the Gaussian that a sharp photograph's steps are taken to carry.
+      image_softness_std: standard deviation in pixels of the sharp image's own softness: the Gaussian that even a sharp
+        photograph's edges carry.
       guess_side: guesses are told apart on a level of the pyramid of at most about this many pixels a side.
       refine_side: on finer levels the kernel is refined on an informative crop of at most this many pixels a side.
       image_side: of larger images, only an informative crop of this many pixels a side is looked at.
@@ -42,7 +43,7 @@ class InitialiserConfig:
     fine_iterations: int = 40
     noise_variance: float = 1e-5
     first_noise_variance: float = 3e-5
-    camera_blur_std: float = 0.4
+    image_softness_std: float = 0.4
     guess_side: int = 300
     refine_side: int = 512
     image_side: int = 1280

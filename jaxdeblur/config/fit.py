@@ -24,7 +24,7 @@ LossTerm = Literal[
 Update = Literal["joint", "sequential", "alternating"]
 
 LOSS_TERMS: tuple[str, ...] = get_args(LossTerm)
-# Terms that ask a pre-trained network.
+# Terms that use a pre-trained network.
 TEACHER_TERMS = ("weak_mse", "weak_mae", "weak_one_minus_ssim", "teacher_agreement")
 
 # A piecewise constant function of the step: pairs of a first step (0-based) and the value from there on.
@@ -157,7 +157,7 @@ class FitConfig:
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether a loss term asks a pre-trained network."""
+        """Whether a loss term uses a pre-trained network."""
         return any(name in TEACHER_TERMS for interval in self.loss_intervals for name, _ in interval.terms)
 
     @property

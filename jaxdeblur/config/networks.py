@@ -1,4 +1,4 @@
-"""Settings of the untrained networks that make images and kernels, and of the pre-trained one that a method may ask."""
+"""Settings of the untrained networks that make images and kernels, and of the pre-trained one that a method may use."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ FINALS: tuple[str, ...] = get_args(Final)
 # What a JPEG's quantisation does to a blurry photograph, chosen by eye on such photographs.
 COMPRESSED_NOISE_STD = 0.005
 
-# Pictures with fewer pixels a side are refused.
+# Images with fewer pixels a side are refused.
 SMALLEST_SIDE = 32
 
 
@@ -30,7 +30,7 @@ class Config:
       initialiser: how the kernel is estimated classically, or None to leave that to the deep prior alone.
       fit: the deep prior to fit, or None for a classical run.
       num_restarts: independent fits of the deep prior, in one program.
-      teacher: the pre-trained network that loss terms or the final image ask, or None.
+      teacher: the pre-trained network that loss terms or the final image use, or None.
       final: where the final image comes from. ``generator``: the deep prior's image. ``teacher``: the pre-trained network's
         alone. ``sparse``, ``hyper_laplacian``, ``saturated`` (for clipped highlights): that non-blind method with the estimated
         kernel. ``auto``: the method's own choice.
@@ -73,7 +73,7 @@ class Config:
 
         require(
             self.teacher is not None or not (self.final == "teacher" or (self.fit is not None and self.fit.needs_teacher)),
-            f"{self.name}: a pre-trained network is asked but none is named; give a teacher",
+            f"{self.name}: a pre-trained network is needed but none is named; give a teacher",
         )
         if self.teacher is not None and self.teacher.name == "dwdn":
             classical = self.teacher.kernel_source == "classical"
@@ -142,7 +142,7 @@ class Config:
         named = not_none(name=teacher, weights=teacher_weights)
         require(
             not named or self.teacher is not None,
-            f"preset {self.name!r} asks no pre-trained network; choose one that does, such as weak_dmphn or dmphn",
+            f"preset {self.name!r} uses no pre-trained network; choose one that does, such as weak_dmphn or dmphn",
         )
         if self.teacher is not None:
             changes["teacher"] = dataclasses.replace(self.teacher, **named)

@@ -21,8 +21,8 @@ from PIL import Image
 from jaxdeblur.errors import InputError
 from jaxdeblur.imaging.colour import luma
 from jaxdeblur.imaging.kernel_files import read_kernel
-from jaxdeblur.imaging.reading import read_picture
-from jaxdeblur.imaging.selection import PICTURE_SUFFIXES
+from jaxdeblur.imaging.reading import read_image
+from jaxdeblur.imaging.selection import IMAGE_SUFFIXES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,8 +177,8 @@ class Example:
 
 
 def load_luma(path: pathlib.Path) -> np.ndarray:
-    """The picture at ``path`` as ``[H, W]`` float32 in [0, 1]; of a colour picture its full-range luma, alpha left out."""
-    pixels = read_picture(path).pixels
+    """The image at ``path`` as ``[H, W]`` float32 in [0, 1]; of a colour image its full-range luma, alpha left out."""
+    pixels = read_image(path).pixels
     return luma(pixels) if pixels.ndim == 3 else pixels
 
 
@@ -187,7 +187,7 @@ def find_examples(dataset: str, data_dir: pathlib.Path, *, truth_dir: pathlib.Pa
 
     Args:
       dataset: one of :data:`DATASETS`. ``folder`` is any folder of blurry images, or one with the subfolders ``blurry``,
-        ``sharp`` (truths of the same names) and ``kernels`` (the same names, NPY or a picture), the latter two optional.
+        ``sharp`` (truths of the same names) and ``kernels`` (the same names, NPY or an image), the latter two optional.
       data_dir: the folder.
       truth_dir: for ``folder``, where the sharp images of the same names are, instead of ``sharp``.
 
@@ -289,25 +289,25 @@ def _trajectory(sharp: Callable[..., pathlib.Path], image: str, kernel: int) -> 
 
 
 def _scan_folder(data_dir: pathlib.Path, truth_dir: pathlib.Path | None) -> tuple[list[Example], list[str]]:
-    """Examples of the pictures in a folder, and a line for each truth that is missing."""
+    """Examples of the images in a folder, and a line for each truth that is missing."""
     blurry_dir = data_dir / "blurry" if (data_dir / "blurry").is_dir() else data_dir
     if truth_dir is None and (data_dir / "sharp").is_dir():
         truth_dir = data_dir / "sharp"
-    pictures = _pictures(blurry_dir)
-    if not pictures:
-        raise InputError(f"{blurry_dir}: no picture in it ({', '.join(PICTURE_SUFFIXES)}); give a folder that holds some")
-    truths = {} if truth_dir is None else {path.stem: path for path in _pictures(truth_dir)}
-    kernels = {path.stem: path for path in _files(data_dir / "kernels", (*PICTURE_SUFFIXES, ".npy"))}
+    images = _images(blurry_dir)
+    if not images:
+        raise InputError(f"{blurry_dir}: no image in it ({', '.join(IMAGE_SUFFIXES)}); give a folder that holds some")
+    truths = {} if truth_dir is None else {path.stem: path for path in _images(truth_dir)}
+    kernels = {path.stem: path for path in _files(data_dir / "kernels", (*IMAGE_SUFFIXES, ".npy"))}
 
     examples, problems = [], []
-    stems = collections.Counter(path.stem for path in pictures)
+    stems = collections.Counter(path.stem for path in images)
     strangers = [path for stem, path in truths.items() if stem not in stems]
-    for path in pictures:
+    for path in images:
         if truth_dir is not None and path.stem not in truths:
             problems.append(_missing(truth_dir / path.name, _lookalike(path, strangers, 0.8)))
             continue
         if stems[path.stem] > 1:
-            problems.append(f"{path}: another picture has this name but for its ending; rename one of them")
+            problems.append(f"{path}: another image has this name but for its ending; rename one of them")
             continue
         kernel = kernels.get(path.stem)
         side = None if kernel is None else _kernel_side(kernel)
@@ -322,10 +322,10 @@ def _kernel_side(path: pathlib.Path) -> int | None:
         return None
 
 
-def _pictures(folder: pathlib.Path) -> list[pathlib.Path]:
+def _images(folder: pathlib.Path) -> list[pathlib.Path]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; check the path")
-    return _files(folder, PICTURE_SUFFIXES)
+    return _files(folder, IMAGE_SUFFIXES)
 
 
 def _files(folder: pathlib.Path, suffixes: Iterable[str]) -> list[pathlib.Path]:
@@ -379,9 +379,9 @@ def _content_problems(examples: Iterable[Example], size: tuple[int, int] | None)
 
     for example in examples:
         files = images.setdefault(example.image, {})
-        measure(example.blurry, _picture_size)
+        measure(example.blurry, _image_size)
         for path in example.truths:
-            measure(path, _header_size if example.trajectory else _picture_size)
+            measure(path, _header_size if example.trajectory else _image_size)
         files.update(dict.fromkeys((example.blurry, *example.truths)))
         if example.kernel is not None and example.kernel not in sizes:
             measure(example.kernel, lambda path: read_kernel(path).shape)
@@ -394,8 +394,8 @@ def _content_problems(examples: Iterable[Example], size: tuple[int, int] | None)
     return list(problems.values())
 
 
-def _picture_size(path: pathlib.Path) -> tuple[int, ...]:
-    return read_picture(path).pixels.shape[:2]
+def _image_size(path: pathlib.Path) -> tuple[int, ...]:
+    return read_image(path).pixels.shape[:2]
 
 
 def _header_size(path: pathlib.Path) -> tuple[int, ...]:

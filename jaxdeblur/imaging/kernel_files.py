@@ -8,17 +8,17 @@ import numpy as np
 
 from jaxdeblur.errors import InputError
 from jaxdeblur.imaging.colour import luma
-from jaxdeblur.imaging.reading import read_picture
+from jaxdeblur.imaging.reading import read_image
 from jaxdeblur.imaging.writing import write_levels
 
 
 def read_kernel(path: pathlib.Path) -> np.ndarray:
-    """Reads a blur kernel ``[h, w]`` from an NPY array or a picture, scaled to sum to 1.
+    """Reads a blur kernel ``[h, w]`` from an NPY array or an image, scaled to sum to 1.
 
     Raises:
       InputError: it cannot be read, or is not a non-negative two-dimensional array of odd sides with a positive sum.
     """
-    kernel = _read_npy(path) if path.suffix.lower() == ".npy" else _read_picture(path)
+    kernel = _read_npy(path) if path.suffix.lower() == ".npy" else _read_image(path)
     if kernel.ndim != 2:
         raise InputError(f"{path}: a kernel has two dimensions, this array has {kernel.ndim}; save it as [height, width]")
     if not all(side % 2 == 1 and side >= 3 for side in kernel.shape):
@@ -33,17 +33,17 @@ def read_kernel(path: pathlib.Path) -> np.ndarray:
     return (kernel / total).astype(np.float32)
 
 
-def require_kernel_fits(size: tuple[int, int], picture_size: tuple[int, int], name: str) -> None:
-    """Raises InputError unless a kernel of ``size`` (height, width) is smaller than a picture of (height, width).
+def require_kernel_fits(size: tuple[int, int], image_size: tuple[int, int], name: str) -> None:
+    """Raises InputError unless a kernel of ``size`` (height, width) is smaller than an image of (height, width).
 
     Args:
       size: the kernel's.
-      picture_size: the picture's.
-      name: what to call the picture in the message.
+      image_size: the image's.
+      name: what to call the image in the message.
     """
-    if size[0] >= picture_size[0] or size[1] >= picture_size[1]:
+    if size[0] >= image_size[0] or size[1] >= image_size[1]:
         raise InputError(
-            f"{name}: a kernel of {_by(size)} pixels is larger than the picture of {_by(picture_size)}; give a smaller one"
+            f"{name}: a kernel of {_by(size)} pixels is larger than the image of {_by(image_size)}; give a smaller one"
         )
 
 
@@ -53,7 +53,7 @@ def kernel_levels(kernel: np.ndarray) -> np.ndarray:
     return np.rint(kernel * (255.0 / peak if peak > 0 else 0.0)).astype(np.uint8)
 
 
-def write_kernel_picture(path: pathlib.Path, kernel: np.ndarray) -> None:
+def write_kernel_image(path: pathlib.Path, kernel: np.ndarray) -> None:
     """Writes :func:`kernel_levels` of ``kernel [h, w]`` as a PNG."""
     write_levels(path, kernel_levels(kernel))
 
@@ -75,8 +75,8 @@ def _read_npy(path: pathlib.Path) -> np.ndarray:
     return kernel.astype(np.float64)
 
 
-def _read_picture(path: pathlib.Path) -> np.ndarray:
-    pixels = read_picture(path).pixels.astype(np.float64)
+def _read_image(path: pathlib.Path) -> np.ndarray:
+    pixels = read_image(path).pixels.astype(np.float64)
     return luma(pixels) if pixels.ndim == 3 else pixels
 
 

@@ -61,14 +61,14 @@ def turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def carried_exif(exif: Image.Exif, size: tuple[int, int]) -> bytes:
-    """The EXIF block for the deblurred picture: descriptive tags, camera and GPS data, orientation 1.
+    """The EXIF block for the deblurred image: descriptive tags, camera and GPS data, orientation 1.
 
-    Left out are the thumbnail, which would show the blurry picture, and the maker's note, whose inner offsets hold only in
+    Left out are the thumbnail, which would show the blurry image, and the maker's note, whose inner offsets hold only in
     the original file.
 
     Args:
       exif: as read from the input.
-      size: (width, height) of the upright picture.
+      size: (width, height) of the upright image.
 
     Returns:
       The block as Pillow's writers take it, or ``b""`` if there is nothing to carry.

@@ -1,4 +1,4 @@
-"""One small picture that tells how a run went: before, after and kernel side by side."""
+"""A small preview that tells how a run went: before, after and kernel side by side."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from jaxdeblur.imaging.kernel_files import kernel_levels
 
 _MAX_PANEL = 1024  # longest side of the before and after panels
-_KERNEL_PANEL = 256  # the kernel is enlarged by a whole factor to about this, or to the picture's height where that is less
+_KERNEL_PANEL = 256  # the kernel is enlarged by a whole factor to about this, or to the image's height where that is less
 _GAP = 8
 _LABEL_HEIGHT = 24
 _FONT_SIZE = 14
@@ -46,7 +46,7 @@ def compose_preview(blurry: np.ndarray, restored: np.ndarray, kernel: np.ndarray
 
 
 def write_preview(path: pathlib.Path, blurry: np.ndarray, restored: np.ndarray, kernel: np.ndarray, icc: bytes = b"") -> None:
-    """Writes :func:`compose_preview` as a PNG, with the ICC profile of a colour picture so that its colours look right."""
+    """Writes :func:`compose_preview` as a PNG, with the ICC profile of a colour image so that its colours look right."""
     profile = icc if icc and blurry.ndim == 3 else None
     compose_preview(blurry, restored, kernel).save(path, format="PNG", icc_profile=profile)
 

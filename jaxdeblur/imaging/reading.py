@@ -1,9 +1,9 @@
-"""Reading a picture without losing bit depth, transparency, orientation or metadata unsaid.
+"""Reading an image without losing bit depth, transparency, orientation or metadata unsaid.
 
-Pixels are decoded by imageio: 8-bit pictures by its Pillow plugin, TIFFs of 16 bits or floats by its tifffile plugin, because
+Pixels are decoded by imageio: 8-bit images by its Pillow plugin, TIFFs of 16 bits or floats by its tifffile plugin, because
 Pillow cuts 16-bit colour to 8 bits without a word; for the same reason 16-bit colour PNGs are refused. What has to be known
 before that is asked of the two libraries themselves, for imageio does not tell: the file's format (and it would open any that
-Pillow knows), how many pictures are in it, what transparency and the samples of a TIFF mean, and the EXIF block as a whole.
+Pillow knows), how many images are in it, what transparency and the samples of a TIFF mean, and the EXIF block as a whole.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from jaxdeblur.errors import InputError
 from jaxdeblur.imaging import metadata
-from jaxdeblur.imaging.picture import Picture, to_pixels
+from jaxdeblur.imaging.stored_image import StoredImage, to_pixels
 
 READABLE = "PNG, JPEG, TIFF, WebP or BMP"
 # Other formats that Pillow knows are left out because some of them would lose bit depth unnoticed.
@@ -28,29 +28,29 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_GREY = 0
 _TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _TIFF_PHOTOMETRICS = {0: "white is zero", 1: "grey", 2: "RGB"}
-# A float picture whose brightest value is below this is in another unit, not merely dark.
+# A float image whose brightest value is below this is in another unit, not merely dark.
 _DARKEST_WHITE = 0.05
 
 
-def read_picture(path: pathlib.Path) -> Picture:
+def read_image(path: pathlib.Path) -> StoredImage:
     """Reads a PNG, JPEG, TIFF, WebP or BMP of 8 bits, a grey PNG or any TIFF of 16 bits, or a float TIFF.
 
     Float values in [0, 1] are taken as they are; others are scaled by their extremes, and back again when written.
 
     Raises:
-      InputError: the file is missing, empty, damaged, not a picture, or could not be written back without loss.
+      InputError: the file is missing, empty, damaged, not an image, or could not be written back without loss.
     """
     head = _read_head(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # large pictures and odd EXIF blocks are welcome
-            if head[:4] in _TIFF_SIGNATURES and (picture := _read_deep_tiff(path)) is not None:
-                return picture
+            warnings.simplefilter("ignore")  # large images and odd EXIF blocks are welcome
+            if head[:4] in _TIFF_SIGNATURES and (image := _read_deep_tiff(path)) is not None:
+                return image
             return _read_with_pillow(path, head)
     except InputError:
         raise
     except UnidentifiedImageError:
-        raise InputError(f"{path}: not a picture that can be read; give a {READABLE} file") from None
+        raise InputError(f"{path}: not an image that can be read; give a {READABLE} file") from None
     except Image.DecompressionBombError:
         raise InputError(f"{path}: more pixels than can be handled; crop or shrink it first") from None
     except MemoryError:
@@ -61,7 +61,7 @@ def read_picture(path: pathlib.Path) -> Picture:
 
 def _read_head(path: pathlib.Path) -> bytes:
     if path.is_dir():
-        raise InputError(f"{path}: is a folder where a picture file is needed")
+        raise InputError(f"{path}: is a folder where an image file is needed")
     try:
         with path.open("rb") as file:
             head = file.read(32)
@@ -74,7 +74,7 @@ def _read_head(path: pathlib.Path) -> bytes:
     return head
 
 
-def _read_with_pillow(path: pathlib.Path, head: bytes) -> Picture:
+def _read_with_pillow(path: pathlib.Path, head: bytes) -> StoredImage:
     deep = head[:8] == _PNG_SIGNATURE and head[12:16] == b"IHDR" and head[24] == 16
     if deep and head[25] != _PNG_GREY:
         raise _deep_png_error(path)
@@ -88,7 +88,7 @@ def _read_with_pillow(path: pathlib.Path, head: bytes) -> Picture:
         mode = None if deep else _plain_mode(path, header)
         with path.open("rb") as again, iio.imopen(again, "r", plugin="pillow") as body:
             samples = body.read(index=0, mode=mode)
-            # Asked of the decoded picture: Pillow turns TIFFs upright by itself and then drops the tag.
+            # Asked of the decoded image: Pillow turns TIFFs upright by itself and then drops the tag.
             orientation = body.metadata(index=0, exclude_applied=False).get("Orientation")
         samples = metadata.turn_upright(samples, metadata.valid_orientation(orientation))
         # While the file is open: inner directories are read only when they are asked for.
@@ -99,7 +99,7 @@ def _read_with_pillow(path: pathlib.Path, head: bytes) -> Picture:
     target = source_format if source_format in _SUFFIXES else "PNG"
     if target == "BMP" and alpha is not None:
         target = "PNG"  # few programs read transparency in a BMP
-    return Picture(
+    return StoredImage(
         pixels=to_pixels(samples, 0.0, white),
         alpha=alpha,
         associated_alpha=False,
@@ -122,10 +122,10 @@ def _deep_png_error(path: pathlib.Path) -> InputError:
 
 
 def _require_single_frame(path: pathlib.Path, image: Image.Image) -> None:
-    # MPO is a JPEG that carries further pictures behind the main one, as phones write it.
+    # MPO is a JPEG that carries further images behind the main one, as phones write it.
     if image.format != "MPO" and getattr(image, "is_animated", False) and not _is_tiff_with_previews(path, image):
         frames = getattr(image, "n_frames", 1)
-        raise InputError(f"{path}: holds {frames} pictures; extract the one to deblur into a file of its own")
+        raise InputError(f"{path}: holds {frames} images; extract the one to deblur into a file of its own")
 
 
 def _is_tiff_with_previews(path: pathlib.Path, image: Image.Image) -> bool:
@@ -136,7 +136,7 @@ def _is_tiff_with_previews(path: pathlib.Path, image: Image.Image) -> bool:
 
 
 def _full_pages(tiff: tifffile.TiffFile) -> int:
-    """How many pages are pictures in their own right, not reduced copies of another."""
+    """How many pages are images in their own right, not reduced copies of another."""
     return sum(not (isinstance(page, tifffile.TiffPage) and page.is_reduced) for page in tiff.pages)
 
 
@@ -153,7 +153,7 @@ def _plain_mode(path: pathlib.Path, image: Image.Image) -> str:
     raise InputError(f"{path}: colours are stored as {image.mode}, which is not supported; convert it to RGB or grey")
 
 
-def _read_deep_tiff(path: pathlib.Path) -> Picture | None:
+def _read_deep_tiff(path: pathlib.Path) -> StoredImage | None:
     """Reads a TIFF of 16-bit or float samples; None if it is of 8 bits or fewer, which Pillow reads."""
     with tifffile.TiffFile(path) as tiff:
         page = tiff.pages.first
@@ -186,7 +186,7 @@ def _read_deep_tiff(path: pathlib.Path) -> Picture | None:
         samples, axes = np.moveaxis(samples, 0, -1), "YXS"
     colours = 1 if axes == "YX" else samples.shape[-1] - len(extras)
     if axes not in ("YX", "YXS") or colours not in (1, 3) or len(extras) > 1:
-        raise InputError(f"{path}: a TIFF of shape {samples.shape} is not a grey or RGB picture; convert it to one")
+        raise InputError(f"{path}: a TIFF of shape {samples.shape} is not a grey or RGB image; convert it to one")
     if samples.dtype.kind == "f" and not np.isfinite(samples).all():
         bad = int(samples.size - np.isfinite(samples).sum())
         raise InputError(f"{path}: {bad} samples are NaN or infinite; replace them before deblurring")
@@ -200,7 +200,7 @@ def _read_deep_tiff(path: pathlib.Path) -> Picture | None:
         samples = (white + black - samples).astype(samples.dtype)
     width, height = samples.shape[1], samples.shape[0]
     block, notes = _carry(exif, (width, height))
-    return Picture(
+    return StoredImage(
         pixels=to_pixels(samples, black, white),
         alpha=alpha,
         associated_alpha=bool(extras) and int(extras[0]) == 1,
@@ -245,7 +245,7 @@ def _split_alpha(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 def _carry(exif: Image.Exif, size: tuple[int, int]) -> tuple[bytes, tuple[str, ...]]:
     try:
         return metadata.carried_exif(exif, size), ()
-    except Exception as error:  # a malformed block must not stand between the user and the picture
+    except Exception as error:  # a malformed block must not stand between the user and the image
         return b"", (f"the EXIF block is malformed and was not carried over ({_one_line(error)})",)
 
 

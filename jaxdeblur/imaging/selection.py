@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable
 
 from jaxdeblur.errors import InputError
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff", ".webp", ".bmp")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff", ".webp", ".bmp")
 _RESULT_ENDINGS = ("_deblurred", "_kernel", "_preview", "_trace", "_posterior_mean", "_uncertainty")
 
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-    """Where the results of one picture go.
+    """Where the results of one image go.
 
     Attributes:
       folder: the output folder.
@@ -28,11 +28,11 @@ class Outputs:
     stem: str
 
     def deblurred(self, suffix: str) -> pathlib.Path:
-        """The sharp picture, ``suffix`` being its format's ending."""
+        """The sharp image, ``suffix`` being its format's ending."""
         return self.folder / f"{self.stem}_deblurred{suffix}"
 
     @property
-    def kernel_picture(self) -> pathlib.Path:
+    def kernel_image(self) -> pathlib.Path:
         return self.folder / f"{self.stem}_kernel.png"
 
     @property
@@ -63,20 +63,20 @@ class Outputs:
         """Every file of a run, the report last, so that a report says that the rest is there.
 
         Args:
-          suffix: of the sharp picture.
+          suffix: of the sharp image.
           fitted: whether a deep prior was fitted, whose curve is drawn.
-          posterior: whether the posterior's two pictures are among them.
+          posterior: whether the posterior's two images are among them.
         """
-        always = [self.deblurred(suffix), self.kernel_picture, self.kernel_array, self.preview]
+        always = [self.deblurred(suffix), self.kernel_image, self.kernel_array, self.preview]
         curve = [self.trace] if fitted else []
         samples = [self.posterior_mean, self.uncertainty] if posterior else []
         return [*always, *curve, *samples, self.report]
 
 
-def find_pictures(pattern: str, log: Callable[[str], None]) -> list[pathlib.Path]:
+def find_images(pattern: str, log: Callable[[str], None]) -> list[pathlib.Path]:
     """The files that ``pattern`` means: a file, a folder, a glob (``**`` included), or several of these by comma.
 
-    A folder stands for its pictures, less the results of earlier runs; it is not searched deeper. A plain name that does
+    A folder stands for its images, less the results of earlier runs; it is not searched deeper. A plain name that does
     not exist is kept, so that it fails by itself while the others go on.
 
     Args:
@@ -84,21 +84,21 @@ def find_pictures(pattern: str, log: Callable[[str], None]) -> list[pathlib.Path
       log: told, in a line each, what was passed over.
 
     Raises:
-      InputError: a folder or a glob holds no picture, or nothing is named at all.
+      InputError: a folder or a glob holds no image, or nothing is named at all.
     """
     names = [pattern] if os.path.exists(pattern) else [name.strip() for name in pattern.split(",")]
     found: dict[pathlib.Path, pathlib.Path] = {}
     for name in filter(None, names):
         path = pathlib.Path(name).expanduser()
         if path.is_dir():
-            matches = _pictures_in(path, log)
+            matches = _images_in(path, log)
             if not matches:
-                raise InputError(f"--image={name}: the folder holds no picture to deblur ({', '.join(PICTURE_SUFFIXES)})")
+                raise InputError(f"--image={name}: the folder holds no image to deblur ({', '.join(IMAGE_SUFFIXES)})")
         elif not path.exists() and glob.has_magic(name):
             matches = sorted(pathlib.Path(match) for match in glob.glob(str(path), recursive=True))
             matches = [match for match in matches if match.is_file() and not _is_result(match)]
             if not matches:
-                raise InputError(f"--image={name}: no picture matches; check the pattern, and quote it against the shell")
+                raise InputError(f"--image={name}: no image matches; check the pattern, and quote it against the shell")
         else:
             matches = [path]
         for match in matches:
@@ -108,30 +108,30 @@ def find_pictures(pattern: str, log: Callable[[str], None]) -> list[pathlib.Path
     return list(found.values())
 
 
-def assign_outputs(pictures: Iterable[pathlib.Path], output_dir: str | None) -> list[Outputs | InputError]:
-    """Where each picture's results go: ``output_dir``, or a folder ``deblurred`` beside the picture.
+def assign_outputs(images: Iterable[pathlib.Path], output_dir: str | None) -> list[Outputs | InputError]:
+    """Where each image's results go: ``output_dir``, or a folder ``deblurred`` beside the image.
 
-    Pictures of one name and different formats (``a.jpg`` and ``a.png``) keep the format in their results' names
+    Images of one name and different formats (``a.jpg`` and ``a.png``) keep the format in their results' names
     (``a_jpg_deblurred.png``). Where that does not tell them apart, all but the first get an error.
 
     Returns:
-      For each picture its outputs, or the reason why it has none.
+      For each image its outputs, or the reason why it has none.
     """
-    pictures = list(pictures)
-    folders = [pathlib.Path(output_dir).expanduser() if output_dir else picture.parent / "deblurred" for picture in pictures]
-    names = [picture.stem for picture in pictures]
+    images = list(images)
+    folders = [pathlib.Path(output_dir).expanduser() if output_dir else image.parent / "deblurred" for image in images]
+    names = [image.stem for image in images]
     # Compared without case: a file system may not tell A from a.
     claims = [(folder.resolve(), name.casefold()) for folder, name in zip(folders, names, strict=True)]
     taken: dict[tuple[pathlib.Path, str], pathlib.Path] = {}
     assigned: list[Outputs | InputError] = []
-    for picture, folder, name, claim in zip(pictures, folders, names, claims, strict=True):
-        stem = f"{name}_{picture.suffix[1:].lower()}" if claims.count(claim) > 1 and picture.suffix else name
-        holder = taken.setdefault((claim[0], stem.casefold()), picture)
-        if holder is picture:
+    for image, folder, name, claim in zip(images, folders, names, claims, strict=True):
+        stem = f"{name}_{image.suffix[1:].lower()}" if claims.count(claim) > 1 and image.suffix else name
+        holder = taken.setdefault((claim[0], stem.casefold()), image)
+        if holder is image:
             assigned.append(Outputs(folder, stem))
         else:
             assigned.append(
-                InputError(f"{picture}: its results would overwrite those of {holder}; run it with another --output_dir")
+                InputError(f"{image}: its results would overwrite those of {holder}; run it with another --output_dir")
             )
     return assigned
 
@@ -165,17 +165,17 @@ def remove_if_empty(folders: Iterable[pathlib.Path]) -> None:
             continue
 
 
-def _pictures_in(folder: pathlib.Path, log: Callable[[str], None]) -> list[pathlib.Path]:
+def _images_in(folder: pathlib.Path, log: Callable[[str], None]) -> list[pathlib.Path]:
     try:
         files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     except OSError as error:
         raise InputError(f"{folder}: cannot be listed ({error.strerror}); check its permissions") from None
-    pictures = [path for path in files if path.suffix.lower() in PICTURE_SUFFIXES]
-    results = [path for path in pictures if _is_result(path)]
-    for count, what in ((len(files) - len(pictures), "not pictures"), (len(results), "results of earlier runs")):
+    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    results = [path for path in images if _is_result(path)]
+    for count, what in ((len(files) - len(images), "not images"), (len(results), "results of earlier runs")):
         if count:
             log(f"{folder}: passing over {count} {'file' if count == 1 else 'files'}: {what}")
-    return [path for path in pictures if path not in results]
+    return [path for path in images if path not in results]
 
 
 def _is_result(path: pathlib.Path) -> bool:

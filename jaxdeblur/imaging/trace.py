@@ -1,4 +1,4 @@
-"""A picture of how a fit went: its curve over the steps, and where it ended early."""
+"""A figure of how a fit went: its curve over the steps, and where it ended early."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def write_trace(
     """Writes the curve of ``values`` over the steps, on a logarithmic scale, as a PNG.
 
     Args:
-      path: of the picture.
+      path: of the figure.
       values: one per step, positive; what is not finite is left out.
       label: what they are.
       best_step: whose iterate was kept; marked where given.

@@ -16,7 +16,7 @@ import numpy as np
 from imageio.plugins.tifffile_v3 import TifffilePlugin
 
 from jaxdeblur.imaging import metadata
-from jaxdeblur.imaging.picture import Picture
+from jaxdeblur.imaging.stored_image import StoredImage
 
 
 @contextlib.contextmanager
@@ -38,22 +38,22 @@ def staged(paths: Sequence[pathlib.Path]) -> Iterator[list[pathlib.Path]]:
             temporary.unlink(missing_ok=True)
 
 
-def write_picture(path: pathlib.Path, picture: Picture, restored: np.ndarray) -> None:
-    """Writes ``restored``, shaped as ``picture.pixels`` and in [0, 1], in the picture's format, depth and range.
+def write_image(path: pathlib.Path, image: StoredImage, restored: np.ndarray) -> None:
+    """Writes ``restored``, shaped as ``image.pixels`` and in [0, 1], in the image's format, depth and range.
 
-    Transparency, EXIF and ICC profile are the picture's own.
+    Transparency, EXIF and ICC profile are the image's own.
     """
-    samples = picture.to_samples(restored)
-    if picture.alpha is not None:
-        samples = np.dstack([samples, picture.alpha])
-    if picture.format == "TIFF":
-        _write_tiff(path, picture, samples)
+    samples = image.to_samples(restored)
+    if image.alpha is not None:
+        samples = np.dstack([samples, image.alpha])
+    if image.format == "TIFF":
+        _write_tiff(path, image, samples)
         return
-    options: dict[str, Any] = {} if picture.format == "BMP" else {"exif": picture.exif, "icc_profile": picture.icc or None}
-    if picture.format == "WEBP":
+    options: dict[str, Any] = {} if image.format == "BMP" else {"exif": image.exif, "icc_profile": image.icc or None}
+    if image.format == "WEBP":
         options |= {"lossless": True, "exact": True}
     with path.open("wb") as file:
-        iio.imwrite(file, samples, plugin="pillow", extension=picture.suffix, is_batch=False, **options)
+        iio.imwrite(file, samples, plugin="pillow", extension=image.suffix, is_batch=False, **options)
 
 
 def write_grey(path: pathlib.Path, pixels: np.ndarray) -> None:
@@ -67,20 +67,20 @@ def write_levels(path: pathlib.Path, levels: np.ndarray) -> None:
         iio.imwrite(file, levels, plugin="pillow", extension=".png", is_batch=False)
 
 
-def _write_tiff(path: pathlib.Path, picture: Picture, samples: np.ndarray) -> None:
-    alpha_kind = "assocalpha" if picture.associated_alpha else "unassalpha"
+def _write_tiff(path: pathlib.Path, image: StoredImage, samples: np.ndarray) -> None:
+    alpha_kind = "assocalpha" if image.associated_alpha else "unassalpha"
     with path.open("wb") as file, iio.imopen(file, "w", plugin=TifffilePlugin, byteorder="<") as body:
         body.write(
             samples,
-            photometric="rgb" if picture.pixels.ndim == 3 else "minisblack",
+            photometric="rgb" if image.pixels.ndim == 3 else "minisblack",
             planarconfig="contig",
-            extrasamples=[alpha_kind] if picture.alpha is not None else None,
+            extrasamples=[alpha_kind] if image.alpha is not None else None,
             compression="zlib",
             metadata=None,  # no description of our own
             software=False,
-            iccprofile=picture.icc or None,
-            extratags=metadata.tiff_tags(picture.exif) if picture.exif else (),
-            **(metadata.tiff_resolution(picture.exif) if picture.exif else {}),
+            iccprofile=image.icc or None,
+            extratags=metadata.tiff_tags(image.exif) if image.exif else (),
+            **(metadata.tiff_resolution(image.exif) if image.exif else {}),
         )
-    if picture.exif:
-        metadata.append_tiff_directories(path, picture.exif)
+    if image.exif:
+        metadata.append_tiff_directories(path, image.exif)

@@ -1,4 +1,4 @@
-"""Putting pictures together that one compiled program can restore at once, and how many of them a device has room for."""
+"""Putting images together that one compiled program can restore at once, and how many of them a device has room for."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from jaxdeblur.config import Config
 _BYTES_PER_PIXEL_AND_CHANNEL = 250
 # An accelerator is kept busy by fewer than this, and what a crash loses is bounded.
 _MOST = 16
-# At most so many batches' worth of pictures wait for others like them.
+# At most so many batches' worth of images wait for others like them.
 _WAITING_BATCHES = 4
 
 Item = TypeVar("Item")
 
 
 def fit_bytes(config: Config, pixels: int) -> float:
-    """About how much memory the deep prior's fit of one picture of ``pixels`` pixels takes; 0 without one."""
+    """About how much memory the deep prior's fit of one image of ``pixels`` pixels takes; 0 without one."""
     if config.fit is None:
         return 0.0
     copies = config.num_restarts * config.fit.num_samples
@@ -53,12 +53,12 @@ def default_batch_size(config: Config, pixels: int) -> int:
 
 
 def batch_size(asked: int | None, config: Config, shape: tuple[int, ...], *, elsewhere: bool) -> int:
-    """How many pictures like one of ``shape`` (``[H, W]`` or ``[H, W, 3]``) make a batch.
+    """How many images like one of ``shape`` (``[H, W]`` or ``[H, W, 3]``) make a batch.
 
     Args:
       asked: what the user says, or None.
       config: of the run.
-      shape: of the picture.
+      shape: of the image.
       elsewhere: whether other machines do the work, of whose memory nothing is known here.
     """
     if asked is not None:
@@ -91,5 +91,5 @@ def in_batches(items: Iterable[Item], alike: Callable[[Item], Hashable], size: C
 
 
 def pixels_of(shape: tuple[int, ...]) -> int:
-    """Pixels of a picture ``[H, W]`` or ``[H, W, 3]``."""
+    """Pixels of an image ``[H, W]`` or ``[H, W, 3]``."""
     return math.prod(shape[:2])

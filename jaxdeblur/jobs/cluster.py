@@ -1,6 +1,6 @@
-"""Many pictures at once: in this process, in processes beside it, or on the machines of a Ray cluster.
+"""Many images at once: in this process, in processes beside it, or on the machines of a Ray cluster.
 
-Pictures do not depend on one another, so all that is needed is one loop that hands them out, takes results as they come and
+Images do not depend on one another, so all that is needed is one loop that hands them out, takes results as they come and
 hands out anew what a failing or dying worker lost: :func:`map_tasks`, and :func:`map_batches` for several at a time. A task's
 arguments and its result travel by pickle, so the machines need no shared file system.
 """
@@ -27,7 +27,7 @@ from jaxdeblur.errors import InputError
 LOCAL = "local"
 _CONNECT_SECONDS = 10
 
-# A worker's end (no memory, a machine taken away) is not the picture's fault, so it has more tries than a failure.
+# A worker's end (no memory, a machine taken away) is not the image's fault, so it has more tries than a failure.
 _MAX_DEATHS = 3
 # How many tasks per slot a cluster is given at a time: the next one is there when a slot falls free, and no more is in flight.
 _TASKS_PER_SLOT = 2

@@ -1,4 +1,4 @@
-"""Pictures of a command line, from their files to their results.
+"""Images of a command line, from their files to their results.
 
 Everything that can be checked cheaply is checked before jax is imported, so that a mistyped name is reported at once.
 """
@@ -21,14 +21,14 @@ import numpy as np
 
 from jaxdeblur.config import COMPRESSED_NOISE_STD, SMALLEST_SIDE, Config
 from jaxdeblur.errors import InputError
-from jaxdeblur.imaging.colour import luma
-from jaxdeblur.imaging.kernel_files import require_kernel_fits, write_kernel_array, write_kernel_picture
-from jaxdeblur.imaging.picture import Picture
+from jaxdeblur.imaging.colour import grey
+from jaxdeblur.imaging.kernel_files import require_kernel_fits, write_kernel_array, write_kernel_image
 from jaxdeblur.imaging.preview import write_preview
-from jaxdeblur.imaging.reading import read_picture
+from jaxdeblur.imaging.reading import read_image
 from jaxdeblur.imaging.selection import Outputs, prepare_folder, remove_if_empty
+from jaxdeblur.imaging.stored_image import StoredImage
 from jaxdeblur.imaging.trace import write_trace
-from jaxdeblur.imaging.writing import staged, write_grey, write_picture
+from jaxdeblur.imaging.writing import staged, write_grey, write_image
 from jaxdeblur.jobs import batches
 from jaxdeblur.jobs.cluster import map_batches
 from jaxdeblur.jobs.progress import show_progress
@@ -41,13 +41,13 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What all pictures of a command line share.
+    """What all images of a command line share.
 
     Attributes:
       config: the resolved configuration.
-      seed: of the random key; every picture gets the same one, so that a result does not depend on the others.
+      seed: of the random key; every image gets the same one, so that a result does not depend on the others.
       kernel: a known kernel ``[h, w]``, or None.
-      reference: the sharp picture, or None.
+      reference: the sharp image, or None.
       overwrite: whether results that exist are replaced.
       cache_dir: folder of compiled programs, ``off``, or None for the default.
       checkpoint_dir: folder for the states of unfinished fits, or None for keeping none.
@@ -56,7 +56,7 @@ class Settings:
     config: Config
     seed: int
     kernel: np.ndarray | None
-    reference: Picture | None
+    reference: StoredImage | None
     overwrite: bool
     cache_dir: str | None
     checkpoint_dir: pathlib.Path | None = None
@@ -64,7 +64,7 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
-    """What a worker needs to deblur a picture, on whatever machine it is."""
+    """What a worker needs to deblur an image, on whatever machine it is."""
 
     pixels: np.ndarray
     config: Config
@@ -77,7 +77,7 @@ class Task:
 
 
 def run_tasks(tasks: Sequence[Task]) -> list[tuple[Result, float]]:
-    """Deblurs pictures of one configuration, together where they are alike; returns the results and the seconds of each."""
+    """Deblurs images of one configuration, together where they are alike; returns the results and the seconds of each."""
     first = tasks[0]
     _setup_cache(first.cache_dir)
     import jax
@@ -85,7 +85,7 @@ def run_tasks(tasks: Sequence[Task]) -> list[tuple[Result, float]]:
     from jaxdeblur import runtime
     from jaxdeblur.pipeline import Photo, deblur_batch
 
-    runtime.make_room_for_programs()
+    runtime.clear_compiled_executables()
 
     began = time.perf_counter()
     photos = [Photo(task.pixels, jax.random.key(task.seed), task.kernel) for task in tasks]
@@ -97,16 +97,16 @@ def run_tasks(tasks: Sequence[Task]) -> list[tuple[Result, float]]:
 
 
 def run_job(path: pathlib.Path, outputs: Outputs, settings: Settings, log: Callable[[str], None]) -> None:
-    """Deblurs the picture at ``path`` in this process and writes its results, all of them or none.
+    """Deblurs the image at ``path`` in this process and writes its results, all of them or none.
 
     Raises:
-      InputError: the picture, or something else that the user gave, cannot be used.
+      InputError: the image, or something else that the user gave, cannot be used.
     """
-    picture = _open(path, outputs, settings)
+    image = _open(path, outputs, settings)
     made = prepare_folder(outputs.folder)
     try:
-        ((result, seconds),) = run_tasks([_task(path, picture, settings, shows_progress=True)])
-        _finish(path, picture, outputs, settings, result, seconds, log)
+        ((result, seconds),) = run_tasks([_task(path, image, settings, shows_progress=True)])
+        _finish(path, image, outputs, settings, result, seconds, log)
     finally:
         remove_if_empty(made)  # after a success they are not empty
 
@@ -121,16 +121,16 @@ def run_jobs(
     ray_address: str | None = None,
     batch_size: int | None = None,
 ) -> int:
-    """Deblurs pictures in several processes, or on the machines of a Ray cluster, and writes their results here.
+    """Deblurs images in several processes, or on the machines of a Ray cluster, and writes their results here.
 
     Args:
-      jobs: pictures and where their results go, or why a picture has no place for them.
+      jobs: images and where their results go, or why an image has no place for them.
       settings: for all of them.
-      log: told of every success.
-      complain: told of every failure, in a line.
+      log: called with a line for every success.
+      complain: called with a line for every failure.
       workers: processes, or with a local Ray its CPUs.
       ray_address: of a Ray cluster, or ``local``.
-      batch_size: pictures of one size whose deep priors are fitted together; None for one on a CPU or in a cluster, else as
+      batch_size: images of one size whose deep priors are fitted together; None for one on a CPU or in a cluster, else as
         many as the accelerator's memory holds.
 
     Returns:
@@ -150,21 +150,21 @@ def run_jobs(
             try:
                 if isinstance(outputs, InputError):
                     raise outputs
-                picture = _open(path, outputs, settings)
+                image = _open(path, outputs, settings)
             except InputError as error:
                 complain(str(error))
                 failures += 1
                 continue
-            yield _Opened(path, picture, outputs)
+            yield _Opened(path, image, outputs)
 
     def size(one: _Opened) -> int:
-        shape = one.picture.pixels.shape
+        shape = one.image.pixels.shape
         return batches.batch_size(batch_size, settings.config, shape, elsewhere=ray_address is not None)
 
     def tasks() -> Iterator[list[Task]]:
-        for batch in batches.in_batches(opened(), lambda one: (one.picture.pixels.shape[:2], one.picture.lossy), size):
+        for batch in batches.in_batches(opened(), lambda one: (one.image.pixels.shape[:2], one.image.lossy), size):
             under_way.update((next(numbers), one) for one in batch)
-            yield [_task(one.path, one.picture, settings, shows_progress=shows_progress) for one in batch]
+            yield [_task(one.path, one.image, settings, shows_progress=shows_progress) for one in batch]
 
     with contextlib.closing(map_batches(run_tasks, tasks(), workers=workers, ray_address=ray_address)) as outcomes:
         for outcome in outcomes:
@@ -174,7 +174,7 @@ def run_jobs(
                     raise InputError(f"{one.path}: failed, {outcome.errors[-1]}")
                 made = prepare_folder(one.outputs.folder)
                 try:
-                    _finish(one.path, one.picture, one.outputs, settings, *outcome.value, log)
+                    _finish(one.path, one.image, one.outputs, settings, *outcome.value, log)
                 finally:
                     remove_if_empty(made)
             except InputError as error:
@@ -186,21 +186,21 @@ def run_jobs(
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Opened:
     path: pathlib.Path
-    picture: Picture
+    image: StoredImage
     outputs: Outputs
 
 
-def _open(path: pathlib.Path, outputs: Outputs, settings: Settings) -> Picture:
-    """Reads a picture and refuses what would fail later."""
-    picture = read_picture(path)
-    _check(path, picture, outputs, settings)
-    return picture
+def _open(path: pathlib.Path, outputs: Outputs, settings: Settings) -> StoredImage:
+    """Reads an image and refuses what would fail later."""
+    image = read_image(path)
+    _check(path, image, outputs, settings)
+    return image
 
 
-def _task(path: pathlib.Path, picture: Picture, settings: Settings, *, shows_progress: bool = False) -> Task:
+def _task(path: pathlib.Path, image: StoredImage, settings: Settings, *, shows_progress: bool = False) -> Task:
     return Task(
-        pixels=picture.pixels,
-        config=_config_for(picture, settings),
+        pixels=image.pixels,
+        config=_config_for(image, settings),
         seed=settings.seed,
         kernel=settings.kernel,
         cache_dir=settings.cache_dir,
@@ -212,7 +212,7 @@ def _task(path: pathlib.Path, picture: Picture, settings: Settings, *, shows_pro
 
 def _finish(
     path: pathlib.Path,
-    picture: Picture,
+    image: StoredImage,
     outputs: Outputs,
     settings: Settings,
     result: Result,
@@ -220,9 +220,9 @@ def _finish(
     log: Callable[[str], None],
 ) -> None:
     """Measures, writes and tells of a result; its checkpoint has then done its duty."""
-    metrics = _metrics(picture, result, settings.reference)
-    final_paths = _paths(outputs, picture, settings.config)
-    _write(path, picture, final_paths, settings, result, metrics, seconds)
+    metrics = _metrics(image, result, settings.reference)
+    final_paths = _paths(outputs, image, settings.config)
+    _write(path, image, final_paths, settings, result, metrics, seconds)
     size = f"{result.kernel.shape[1]}×{result.kernel.shape[0]}"
     log(f"{path} -> {final_paths[0]} (kernel {size}, final image: {result.chosen}, {seconds:.1f} s)")
     if metrics is not None:
@@ -230,8 +230,8 @@ def _finish(
         log(f"{path}: PSNR {before['psnr']:.2f} -> {after['psnr']:.2f} dB, SSIM {before['ssim']:.4f} -> {after['ssim']:.4f}")
     if result.stop is not None:
         stop = result.stop
-        log(f"{path}: the fit ended early at step {stop.step}, for its {stop.criterion} was smallest at step {stop.best_step}")
-    for warning in (*picture.notes, *result.warnings):
+        log(f"{path}: the fit stopped early at step {stop.step}: its {stop.criterion} was smallest at step {stop.best_step}")
+    for warning in (*image.notes, *result.warnings):
         log(f"{path}: note: {warning}")
     if (checkpoint := _checkpoint(path, settings)) is not None:
         for file in checkpoint.parent.glob(f"{glob.escape(checkpoint.name)}*"):  # those of second attempts too
@@ -239,36 +239,36 @@ def _finish(
 
 
 def _checkpoint(path: pathlib.Path, settings: Settings) -> pathlib.Path | None:
-    """Where the state of a picture's fit is kept, if anywhere. Pictures of one name in two folders have one each."""
+    """Where the state of an image's fit is kept, if anywhere. Images of one name in two folders have one each."""
     if settings.checkpoint_dir is None:
         return None
     place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
     return settings.checkpoint_dir / f"{path.stem}-{place}.checkpoint"
 
 
-def _check(path: pathlib.Path, picture: Picture, outputs: Outputs, settings: Settings) -> None:
-    width, height = picture.size
+def _check(path: pathlib.Path, image: StoredImage, outputs: Outputs, settings: Settings) -> None:
+    width, height = image.size
     if min(width, height) < SMALLEST_SIDE:
         raise InputError(f"{path}: {width}×{height} pixels are too few to deblur; give {SMALLEST_SIDE} or more a side")
     if settings.kernel is not None:
         require_kernel_fits(settings.kernel.shape, (height, width), str(path))
     elif (side := settings.config.kernel_size) is not None:
         require_kernel_fits((side, side), (height, width), str(path))
-    if settings.reference is not None and settings.reference.size != picture.size:
+    if settings.reference is not None and settings.reference.size != image.size:
         other = "×".join(map(str, settings.reference.size))
         raise InputError(
-            f"{path}: is {width}×{height} pixels but the reference is {other}; give the sharp version of this picture"
+            f"{path}: is {width}×{height} pixels but the reference is {other}; give the sharp version of this image"
         )
     if not settings.overwrite:
-        for existing in _paths(outputs, picture, settings.config):
+        for existing in _paths(outputs, image, settings.config):
             if existing.exists():
                 raise InputError(f"{path}: {existing} exists already; give --overwrite or another --output_dir")
 
 
-def _config_for(picture: Picture, settings: Settings) -> Config:
-    """The configuration that a picture is deblurred with: lossy compression counts as noise."""
+def _config_for(image: StoredImage, settings: Settings) -> Config:
+    """The configuration that an image is deblurred with: lossy compression counts as noise."""
     config = settings.config
-    if not picture.lossy:
+    if not image.lossy:
         return config
     return dataclasses.replace(config, smallest_noise_std=max(config.smallest_noise_std, COMPRESSED_NOISE_STD))
 
@@ -280,23 +280,23 @@ def _setup_cache(setting: str | None) -> None:
     runtime.set_up_cache(setting)
 
 
-def _metrics(picture: Picture, result: Result, reference: Picture | None) -> dict[str, dict[str, Any]] | None:
-    """Likeness of the input and the output to the reference; in luma if only one of picture and reference has colour."""
+def _metrics(image: StoredImage, result: Result, reference: StoredImage | None) -> dict[str, dict[str, Any]] | None:
+    """Likeness of the input and the output to the reference; in luma if only one of image and reference has colour."""
     if reference is None:
         return None
     from jaxdeblur.evaluation.metrics import aligned_metrics
 
-    images = {"input": picture.pixels, "output": result.restored}
+    images = {"input": image.pixels, "output": result.restored}
     sharp = reference.pixels
-    if sharp.ndim != picture.pixels.ndim:
-        images = {name: luma(image) if image.ndim == 3 else image for name, image in images.items()}
-        sharp = luma(sharp) if sharp.ndim == 3 else sharp
-    found = {name: aligned_metrics(image, sharp) for name, image in images.items()}
+    if sharp.ndim != image.pixels.ndim:
+        images = {name: grey(pixels) for name, pixels in images.items()}
+        sharp = grey(sharp)
+    found = {name: aligned_metrics(pixels, sharp) for name, pixels in images.items()}
     return {name: {"psnr": one.psnr, "ssim": one.ssim, "shift": one.shift} for name, one in found.items()}
 
 
-def _paths(outputs: Outputs, picture: Picture, config: Config) -> list[pathlib.Path]:
-    return outputs.all(picture.suffix, fitted=config.fit is not None, posterior=config.num_posterior_samples > 0)
+def _paths(outputs: Outputs, image: StoredImage, config: Config) -> list[pathlib.Path]:
+    return outputs.all(image.suffix, fitted=config.fit is not None, posterior=config.num_posterior_samples > 0)
 
 
 def _write_trace(path: pathlib.Path, result: Result) -> None:
@@ -304,7 +304,7 @@ def _write_trace(path: pathlib.Path, result: Result) -> None:
     write_trace(
         path,
         result.history["error"],
-        "mean squared error of the re-blurred picture",
+        "mean squared error of the re-blurred image",
         best_step=None if stop is None else stop.best_step,
         stop_step=None if stop is None else stop.step,
     )
@@ -312,7 +312,7 @@ def _write_trace(path: pathlib.Path, result: Result) -> None:
 
 def _write(
     path: pathlib.Path,
-    picture: Picture,
+    image: StoredImage,
     final_paths: list[pathlib.Path],
     settings: Settings,
     result: Result,
@@ -320,17 +320,17 @@ def _write(
     seconds: float,
 ) -> None:
     try:
-        with staged(final_paths) as (deblurred, kernel_picture, kernel_array, preview, *more, report):
-            write_picture(deblurred, picture, result.restored)
-            write_kernel_picture(kernel_picture, result.kernel)
+        with staged(final_paths) as (deblurred, kernel_image, kernel_array, preview, *more, report):
+            write_image(deblurred, image, result.restored)
+            write_kernel_image(kernel_image, result.kernel)
             write_kernel_array(kernel_array, result.kernel)
-            write_preview(preview, picture.pixels, result.restored, result.kernel, picture.icc)
+            write_preview(preview, image.pixels, result.restored, result.kernel, image.icc)
             if settings.config.fit is not None:
                 _write_trace(more[0], result)
             if result.posterior_mean is not None and result.posterior_std is not None:
                 write_grey(more[1], result.posterior_mean)
                 write_grey(more[2], result.posterior_std / max(float(result.posterior_std.max()), 1e-6))
-            write_report(report, _report(path, picture, final_paths, settings, result, metrics, seconds))
+            write_report(report, _report(path, image, final_paths, settings, result, metrics, seconds))
     except OSError as error:
         folder = final_paths[0].parent
         raise InputError(
@@ -340,7 +340,7 @@ def _write(
 
 def _report(
     path: pathlib.Path,
-    picture: Picture,
+    image: StoredImage,
     final_paths: list[pathlib.Path],
     settings: Settings,
     result: Result,
@@ -354,11 +354,11 @@ def _report(
         "input": {
             "file": path.name,
             "path": os.path.relpath(path.resolve(), final_paths[-1].resolve().parent),
-            "width": picture.size[0],
-            "height": picture.size[1],
-            "channels": picture.pixels.ndim if picture.pixels.ndim == 3 else 1,
-            "sample_type": str(picture.dtype),
-            "alpha": picture.alpha is not None,
+            "width": image.size[0],
+            "height": image.size[1],
+            "channels": image.pixels.ndim if image.pixels.ndim == 3 else 1,
+            "sample_type": str(image.dtype),
+            "alpha": image.alpha is not None,
         },
         "outputs": [final.name for final in final_paths],
         "version": __version__,
@@ -370,7 +370,7 @@ def _report(
             "cpus": os.cpu_count(),
         },
         "seed": settings.seed,
-        "config": _config_for(picture, settings),
+        "config": _config_for(image, settings),
         "known_kernel": settings.kernel is not None,
         "kernel_size": result.kernel_size,
         "noise_std": result.noise_std,
@@ -379,12 +379,12 @@ def _report(
         "posterior_std": _spread(result.posterior_std),
         "candidates": result.candidates,
         "metrics": metrics,
-        "warnings": [*picture.notes, *result.warnings],
+        "warnings": [*image.notes, *result.warnings],
         "seconds": {**result.seconds, "total": seconds},
         "losses": result.history,
     }
 
 
 def _spread(posterior_std: np.ndarray | None) -> dict[str, float] | None:
-    """What the uncertainty picture's white stands for, and its mean; in [0, 1] units."""
+    """What the uncertainty image's white stands for, and its mean; in [0, 1] units."""
     return None if posterior_std is None else {"max": float(posterior_std.max()), "mean": float(posterior_std.mean())}

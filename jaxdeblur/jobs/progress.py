@@ -19,7 +19,7 @@ class ProgressCallback(Protocol):
 
 @contextlib.contextmanager
 def show_progress(name: str) -> Iterator[ProgressCallback]:
-    """Lends a callback that shows phase, step, metrics and time left of the picture called ``name``."""
+    """Lends a callback that shows phase, step, metrics and time left of the image called ``name``."""
     if sys.stdout.isatty():
         with _bar(name) as callback:
             yield callback

@@ -15,6 +15,9 @@ from jaxdeblur.config import Config, ImageGeneratorConfig, KernelGeneratorConfig
 from jaxdeblur.errors import InputError
 from jaxdeblur.version import __version__
 
+# Fields of the configuration that reports of earlier versions hold under another name: their place, the old and the new name.
+_RENAMED = (("initialiser", "camera_blur_std", "image_softness_std"),)
+
 
 @dataclasses.dataclass(frozen=True)
 class SavedRun:
@@ -23,7 +26,7 @@ class SavedRun:
     Attributes:
       config: the resolved configuration.
       seed: of the random key.
-      image: the picture, as the report gives its place.
+      image: where it is, as the report says.
       kernel: the kernel's array if it was given and not estimated, else None.
       versions: of this package and of jax, by name.
     """
@@ -72,7 +75,7 @@ def version_notes(saved: SavedRun) -> list[str]:
 
 
 def config_from_json(value: Any) -> Config:
-    """The configuration that :func:`jaxdeblur.jobs.report.to_json` has made plain.
+    """The configuration that :func:`jaxdeblur.jobs.report.to_json` has made plain, of this version or an earlier one.
 
     Raises:
       ValueError: fields are missing, unknown or of the wrong type (one line).
@@ -87,9 +90,18 @@ def config_from_json(value: Any) -> Config:
         lambda given, _: None if given is None else converter.structure(given, kernel_networks),
     )
     try:
-        return converter.structure(value, Config)
+        return converter.structure(_with_new_names(value), Config)
     except cattrs.BaseValidationError as error:
         raise _root_cause(error) from None
+
+
+def _with_new_names(value: Any) -> Any:
+    """A configuration's JSON with the names that its fields have today; what is no such JSON stays as it is."""
+    for place, old, new in _RENAMED:
+        part = value.get(place) if isinstance(value, dict) else None
+        if isinstance(part, dict) and old in part and new not in part:
+            value = value | {place: {new if name == old else name: entry for name, entry in part.items()}}
+    return value
 
 
 def _network_name(network: Any) -> str:

@@ -11,8 +11,8 @@ def motion_kernel(
 ) -> np.ndarray:
     """The path of a trembling hand during an exposure, as a blur kernel.
 
-    The hand's acceleration is noise, its velocity forgets slowly: a smooth, bent path, brighter where it lingers. The path
-    is scaled to fill the support up to a margin of one pixel and drawn with bilinear weights. Host-side NumPy in float64.
+    The hand's acceleration is noise, its velocity is correlated over time: a smooth, bent path, brighter where it lingers. The
+    path is scaled to fill the support up to a margin of one pixel and drawn with bilinear weights. Host-side NumPy in float64.
 
     Args:
       seed: of the randomness; a generator is drawn from as it stands, so that a caller can go on with it. The same seed gives

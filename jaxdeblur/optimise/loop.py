@@ -288,7 +288,7 @@ def fit_batch(
       config: networks, losses, schedules.
       kernel_size: odd side, or sides ``(h, w)``, of the kernels.
       num_restarts: independent runs of each problem.
-      teacher: the pre-trained network that ``config``'s loss terms ask.
+      teacher: the pre-trained network that ``config``'s loss terms use.
       num_posterior_samples: samples of the fitted image generator of which mean and standard deviation are taken.
       progress: called between chunks with (phase, steps done, steps in all, metrics).
       checkpoint: file to which the state is written now and then, and from which an interrupted run goes on.
@@ -386,7 +386,7 @@ def _check(
     """Refuses inconsistent arguments of :func:`fit_batch`, and derives what follows from them."""
     chex.assert_scalar_positive(num_restarts)
     if config.needs_teacher and teacher is None:
-        raise InputError("a loss term asks a pre-trained network: give a teacher, or a config without such terms")
+        raise InputError("a loss term uses a pre-trained network: give a teacher, or a config without such terms")
     scenes = [_observation(problem, teacher if config.needs_teacher else None) for problem in problems]
     shape = scenes[0].blurry.shape
     for problem, scene in zip(problems, scenes, strict=True):

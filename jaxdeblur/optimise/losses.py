@@ -30,7 +30,7 @@ class Observation:
       blurry: ``[H, W]``.
       noise_std: standard deviation of its noise, in [0, 1] units.
       kernel: ``[h, w]`` if known, else None.
-      teacher: a pre-trained network, for the terms that ask one.
+      teacher: a pre-trained network, for the terms that use one.
       teacher_kernel: ``[h, w]`` that it deconvolves with; None for the estimate of the moment.
       surrogate: ``[H, W]``, that network's restoration of the blurry image; None where it follows the kernel's estimate.
     """

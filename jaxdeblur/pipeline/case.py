@@ -32,7 +32,7 @@ class Scene:
       blurry: as given, checked.
       grey: ``[H, W]``.
       noise_std: in [0, 1] units.
-      window: the informative part of a large picture, in which kernels are refined and judged.
+      window: the informative part of a large image, in which kernels are refined and judged.
       initialiser: how a kernel, or at least its size, is found.
       config: of the run.
     """
@@ -86,7 +86,7 @@ class Case:
 
     @property
     def window(self) -> tuple[slice, slice]:
-        """What is fitted: the whole image only where the generator's own picture is wanted, as steps cost by the pixel."""
+        """What is fitted: the whole image only where the generator's own image is wanted, as steps cost by the pixel."""
         config = self.scene.config
         whole = config.final == "generator" or config.num_posterior_samples > 0
         return (slice(None), slice(None)) if whole else self.scene.window

@@ -17,8 +17,8 @@ class Candidate:
 
     Attributes:
       name: where it comes from.
-      score: how badly it explains the image (:func:`jaxdeblur.classical.variational.surprise`); lower is better. NaN if it was
-        not judged because there was no other.
+      score: its negative log evidence (:func:`jaxdeblur.classical.variational.negative_log_evidence`); lower is better. NaN if
+        it was not judged because there was no other.
       chosen: whether the final image was made with it.
     """
 

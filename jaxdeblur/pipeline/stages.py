@@ -123,7 +123,7 @@ def _observe(photo: Photo, config: Config) -> Case:
 
 
 def _initialise(case: Case, teacher: Teacher | None, progress: Progress | None) -> None:
-    """Estimates the kernel classically, or at least its size, and asks the pre-trained network; each where it is needed."""
+    """Estimates the kernel classically, or at least its size, and runs the pre-trained network; each only if needed."""
     scene, config = case.scene, case.scene.config
     needs_size = config.kernel_size is None and config.fit is not None
     if not case.kernels and (config.initialiser is not None or needs_size):
@@ -221,7 +221,7 @@ def _finish(case: Case, progress: Progress | None) -> Result:
                 scene.blurry, restored, kernels[name], noise_std=scene.noise_std
             ):
                 case.warnings.append(
-                    "the picture does not explain its clipped highlights; --final=saturated may restore it better"
+                    "the restored image does not explain the saturated highlights; --final=saturated may restore them better"
                 )
     result = Result(
         restored=np.clip(restored, 0.0, 1.0).astype(np.float32),

@@ -43,7 +43,7 @@ def test_tiles_join_without_a_seam(method):
 @pytest.mark.parametrize(
     ("length", "side", "overlap"), [(100, 256, 20), (257, 256, 18), (1000, 256, 60), (4000, 1280, 102), (900, 256, 200)]
 )
-def test_tiles_cover_the_picture_and_share_one_size(length, side, overlap):
+def test_tiles_cover_the_image_and_share_one_size(length, side, overlap):
     spans = finish._spans(length, side, overlap)
     assert {span.stop - span.start for span in spans} == {min(length, side)}
     assert (spans[0].start, spans[-1].stop) == (0, length)
@@ -55,13 +55,13 @@ def test_tiles_cover_the_picture_and_share_one_size(length, side, overlap):
     assert weight.min() > 0.1
 
 
-def test_more_noise_asks_for_a_smoother_picture():
+def test_more_noise_asks_for_a_smoother_image():
     known = scene()
     rough, smooth = (finish.restore(known.blurry, known.kernel, "sparse", LARGE, noise_std=noise) for noise in (0.0, 0.05))
     assert np.abs(np.diff(smooth)).sum() < 0.95 * np.abs(np.diff(rough)).sum()
 
 
-def test_lamps_ring_less_when_clipping_is_in_the_model():
+def test_highlights_ring_less_when_clipping_is_in_the_model():
     known = scene()
     radiance = known.sharp * 0.4
     radiance[40:43, 40:43] = 8.0

@@ -26,13 +26,13 @@ def test_a_motion_kernel_is_found(estimate):
 
 
 def test_every_pair_of_weight_and_support_is_judged(estimate):
-    assert len(estimate.surprises) == len(QUICK.gradient_weights) * len(QUICK.support_shares)
-    assert np.isfinite(estimate.surprises).all()
+    assert len(estimate.negative_log_evidences) == len(QUICK.gradient_weights) * len(QUICK.support_shares)
+    assert np.isfinite(estimate.negative_log_evidences).all()
 
 
 def test_the_likeliest_guesses_are_refined_and_the_likeliest_of_those_is_kept(monkeypatch):
     values = iter([3.0, float("nan"), 2.0, 9.0, 5.0])
-    monkeypatch.setattr(initialiser.variational, "surprise", lambda *_, **__: next(values))
+    monkeypatch.setattr(initialiser.variational, "negative_log_evidence", lambda *_, **__: next(values))
     monkeypatch.setattr(initialiser, "_side_by_side", lambda program, calls: [program(**call) for call in calls])
     given, found = [], []
     refine = variational.refine_kernel
@@ -55,7 +55,7 @@ def test_the_likeliest_guesses_are_refined_and_the_likeliest_of_those_is_kept(mo
 def test_the_same_image_gives_the_same_bytes(estimate):
     again = initialiser.estimate_kernel(scene().blurry, QUICK, kernel_size=11, noise_std=NOISE_STD)
     assert again.kernel.tobytes() == estimate.kernel.tobytes()
-    assert again.surprises == estimate.surprises
+    assert again.negative_log_evidences == estimate.negative_log_evidences
 
 
 def test_progress_counts_the_levels():
@@ -112,7 +112,7 @@ def test_an_unknown_size_grows_until_the_kernel_fits(monkeypatch):
     assert found.kernel.shape == (sizes[-1], sizes[-1])
     assert not found.touches_border
 
-    # No further than a third of the picture, and the caller is told.
+    # No further than a third of the image, and the caller is told.
     found = initialiser.estimate_kernel(np.zeros((60, 160), np.float32), QUICK)
     assert sizes[-1] <= 20
     assert found.touches_border
@@ -127,7 +127,7 @@ def test_an_unknown_size_grows_until_the_kernel_fits(monkeypatch):
     assert len(sizes) == 1
 
 
-def test_the_first_size_is_odd_and_leaves_room_on_any_picture():
+def test_the_first_size_is_odd_and_leaves_room_on_any_image():
     sizes = [initialiser.first_kernel_size((side, 2 * side)) for side in range(32, 3000, 7)]
     assert all(size % 2 == 1 for size in sizes)
     assert all(size <= side / 3 + 1 for size, side in zip(sizes, range(32, 3000, 7), strict=True))
@@ -136,17 +136,17 @@ def test_the_first_size_is_odd_and_leaves_room_on_any_picture():
 
 
 def test_the_crop_goes_where_the_edges_are():
-    picture = np.full((120, 200), 0.5, np.float32)
-    picture[70:110, 130:190] += 0.2 * (np.indices((40, 60)).sum(0) // 5 % 2)
-    rows, columns = initialiser.informative_crop(picture, 64)
+    image = np.full((120, 200), 0.5, np.float32)
+    image[70:110, 130:190] += 0.2 * (np.indices((40, 60)).sum(0) // 5 % 2)
+    rows, columns = initialiser.informative_crop(image, 64)
     assert (rows.stop - rows.start, columns.stop - columns.start) == (64, 64)
     assert rows.start <= 70
     assert rows.stop >= 110
     assert columns.start >= 120
-    # Clipped lamps have strong edges that say nothing.
-    picture[5:60, 5:60] = 1.0 * (np.indices((55, 55)).sum(0) // 5 % 2)
-    assert initialiser.informative_crop(picture, 64) == (rows, columns)
-    assert initialiser.informative_crop(picture, 500) == (slice(0, 120), slice(0, 200))
+    # Saturated highlights have strong edges that say nothing.
+    image[5:60, 5:60] = 1.0 * (np.indices((55, 55)).sum(0) // 5 % 2)
+    assert initialiser.informative_crop(image, 64) == (rows, columns)
+    assert initialiser.informative_crop(image, 500) == (slice(0, 120), slice(0, 200))
 
 
 def test_programs_run_side_by_side_compile_once_and_answer_in_order():
@@ -171,4 +171,4 @@ def test_no_program_is_compiled_that_would_do_nothing(monkeypatch):
     monkeypatch.setattr(variational, "refine_kernel", None)
     found = initialiser.estimate_kernel(scene().blurry, size_only, noise_std=NOISE_STD)
     assert found.kernel.sum() == pytest.approx(1.0, abs=1e-5)
-    assert len(found.surprises) == len(QUICK.gradient_weights)
+    assert len(found.negative_log_evidences) == len(QUICK.gradient_weights)

@@ -81,22 +81,22 @@ def test_faint_and_negative_pixels_go():
     np.testing.assert_allclose(found, np.array([[1.0, 0, 0], [0.06, 0, 0], [0, 0, 0.5]]) / 1.56, rtol=1e-5)
 
 
-def test_extension_keeps_the_picture_and_joins_its_ends():
-    picture = jnp.asarray(scene().blurry)
-    extended = np.asarray(kernel_l0.extend_periodically(picture, 11))
-    np.testing.assert_array_equal(extended[:96, :96], picture)
+def test_extension_keeps_the_image_and_joins_its_ends():
+    image = jnp.asarray(scene().blurry)
+    extended = np.asarray(kernel_l0.extend_periodically(image, 11))
+    np.testing.assert_array_equal(extended[:96, :96], image)
     assert min(extended.shape) >= 96 + 11
     steps = np.abs(np.diff(extended[96 - 1 :], axis=0, append=extended[:1]))
     assert steps.max() <= 1.0 / 11
 
 
-def test_l0_image_leaves_a_piecewise_constant_picture_sharp():
-    picture = np.zeros((48, 48), np.float32)
-    picture[10:30, 12:40] = 0.8
-    picture[20:44, 4:20] = 0.4
+def test_l0_image_leaves_a_piecewise_constant_image_sharp():
+    image = np.zeros((48, 48), np.float32)
+    image[10:30, 12:40] = 0.8
+    image[20:44, 4:20] = 0.4
     delta = jnp.zeros((5, 5)).at[2, 2].set(1.0)
-    found = jax.jit(kernel_l0.l0_image)(jnp.asarray(picture), delta, 4e-3)
-    np.testing.assert_allclose(found, picture, atol=0.02)
+    found = jax.jit(kernel_l0.l0_image)(jnp.asarray(image), delta, 4e-3)
+    np.testing.assert_allclose(found, image, atol=0.02)
 
 
 def test_l0_image_flattens_noise_and_keeps_steps():
@@ -107,7 +107,7 @@ def test_l0_image_flattens_noise_and_keeps_steps():
     assert psnr(np.asarray(found), clean) > psnr(noisy, clean) + 6.0
 
 
-def test_least_squares_find_the_kernel_of_a_known_picture():
+def test_least_squares_find_the_kernel_of_a_known_image():
     known = scene()
     found = jax.jit(kernel_l0.least_squares_kernel, static_argnums=2)(
         jnp.asarray(known.sharp), jnp.asarray(known.blurry), (11, 11), 0.01

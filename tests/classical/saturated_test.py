@@ -17,7 +17,7 @@ from tests.scenes import scene
 NOISE_STD = 0.003
 
 
-def lamps(side):
+def highlights(side):
     """Radiance of a few small discs and streaks, up to twenty times white, on black."""
     rows, columns = np.mgrid[:side, :side]
     radiance = np.zeros((side, side), np.float32)
@@ -29,9 +29,9 @@ def lamps(side):
 
 @functools.cache
 def night(colour=False):
-    """A dark picture with lamps in it: (blurry, kernel, the sharp picture that a camera at rest takes, where no lamp is)."""
+    """A dark image with saturated highlights: (blurry, kernel, the sharp image of a camera at rest, where no highlight is)."""
     known = scene(side=112, colour=colour)
-    light = lamps(112)
+    light = highlights(112)
     if colour:
         light = light[..., None] * np.array([1.0, 0.6, 0.2], np.float32)
     radiance = np.maximum(0.35 * known.sharp, light)
@@ -55,20 +55,20 @@ def restored(method, blurry, kernel, **options):
     return np.clip(crop(whole, kernel), 0.0, 1.0)
 
 
-def test_lamps_no_longer_ring():
+def test_highlights_no_longer_ring():
     blurry, kernel, sharp, dark = night()
     assert 0.01 < np.mean(blurry >= 0.95) < 0.2
     plain, aware = restored(sparse, blurry, kernel), restored(saturated, blurry, kernel)
     assert psnr(aware, sharp) > psnr(plain, sharp) + 6.0
-    # Also beyond the lamps themselves: what is left there is the ringing.
+    # Also beyond the highlights themselves: what is left there is the ringing.
     assert np.abs(aware - sharp)[dark].mean() < 0.5 * np.abs(plain - sharp)[dark].mean()
 
 
-def test_lamps_are_brighter_than_white():
+def test_highlights_are_brighter_than_white():
     blurry, kernel, _, _ = night()
     radiance = crop(saturated(jnp.asarray(blurry), jnp.asarray(kernel)), kernel)
     assert radiance.max() > 3.0
-    assert np.abs(radiance - crop(lamps(112), kernel)).mean() < 0.25
+    assert np.abs(radiance - crop(highlights(112), kernel)).mean() < 0.25
 
 
 @pytest.mark.parametrize("colour", [False, True])
@@ -79,7 +79,7 @@ def test_nothing_clipped_is_what_sparse_makes_of_it(colour):
     np.testing.assert_allclose(restored(saturated, blurry, known.kernel), expected, atol=2e-3)
 
 
-def test_a_bright_picture_that_is_not_clipped_is_restored_as_well():
+def test_a_bright_image_that_is_not_clipped_is_restored_as_well():
     """White paper is bright enough to be doubted, but its pixels are what they say."""
     known = scene()
     blurry = np.clip(known.blurry / known.blurry.max(), 0.0, 1.0)
@@ -105,8 +105,8 @@ def test_equal_channels_stay_equal():
     np.testing.assert_allclose(colour, np.repeat(grey[..., None], 3, axis=-1), atol=0.02)
 
 
-def test_outliers_near_a_lamp_are_passed_over():
-    """A hot pixel in a lamp's halo: with every deviation allowed it is believed, and rings."""
+def test_outliers_near_a_highlight_are_passed_over():
+    """A hot pixel in a highlight's halo: with every deviation allowed it is believed, and rings."""
     blurry, kernel, sharp, _ = night()
     spoilt = blurry.copy()
     for row, column in ((30, 47), (66, 50), (70, 78), (83, 25)):
@@ -122,7 +122,7 @@ def test_the_same_call_gives_the_same_bytes():
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
-def test_a_picture_all_black_or_all_clipped_stays_finite(value):
+def test_an_image_all_black_or_all_clipped_stays_finite(value):
     whole = np.asarray(saturated(jnp.full((36, 41), value), jnp.full((3, 7), 1 / 21)))
     assert whole.shape == (38, 47)
     assert np.all(np.isfinite(whole))
@@ -157,15 +157,15 @@ def test_another_weight_or_threshold_takes_no_new_program():
 
 
 @pytest.mark.parametrize("colour", [False, True])
-def test_a_linear_picture_misfits_where_lamps_were_clipped_and_not_where_white_is_white(colour):
+def test_a_linear_image_misfits_where_highlights_were_clipped_and_not_where_white_is_white(colour):
     blurry, kernel, _, _ = night(colour)
     known = scene(side=112, colour=colour)
-    for picture, low, high in ((blurry, 0.02, 1.0), (0.9 * known.blurry, 0.0, 0.0)):
-        linear = crop(sparse(jnp.asarray(picture), jnp.asarray(kernel)), kernel)
-        assert low <= float(misfit_by_clipping(jnp.asarray(picture), jnp.asarray(linear), jnp.asarray(kernel))) <= high
+    for image, low, high in ((blurry, 0.02, 1.0), (0.9 * known.blurry, 0.0, 0.0)):
+        linear = crop(sparse(jnp.asarray(image), jnp.asarray(kernel)), kernel)
+        assert low <= float(misfit_by_clipping(jnp.asarray(image), jnp.asarray(linear), jnp.asarray(kernel))) <= high
 
 
-def test_white_paper_is_no_lamp():
+def test_white_paper_is_no_saturated_highlight():
     known = scene(side=112)
     page = np.ones((120, 120), np.float32)
     page[20:100:12, 15:105] = page[22:102:12, 20:95] = 0.1

@@ -19,7 +19,7 @@ def restored(blurry, kernel, **options):
     return np.asarray(cropped[0] if whole.ndim == 2 else jnp.moveaxis(cropped, 0, -1))
 
 
-def test_a_known_kernel_brings_the_picture_back():
+def test_a_known_kernel_brings_the_image_back():
     known = scene()
     assert sparse.sparse(jnp.asarray(known.blurry), jnp.asarray(known.kernel)).shape == latent_shape((96, 96), (9, 9))
     found = restored(known.blurry, known.kernel)

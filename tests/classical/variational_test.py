@@ -16,8 +16,8 @@ from tests.scenes import scene
 SIZE = 11
 
 
-def surprise(kernel, **options):
-    return float(variational.surprise(jnp.asarray(scene().blurry), jnp.asarray(kernel, jnp.float32), **options))
+def negative_log_evidence(kernel, **options):
+    return float(variational.negative_log_evidence(jnp.asarray(scene().blurry), jnp.asarray(kernel, jnp.float32), **options))
 
 
 @pytest.fixture(scope="module")
@@ -39,24 +39,26 @@ def wrong_kernels(true_kernel):
 
 
 @pytest.mark.parametrize("name", ["no blur", "mirrored", "turned", "too wide", "half of it", "a box"])
-def test_the_true_kernel_surprises_least(true_kernel, name):
-    # Per pixel: over the picture's nine thousand, a difference of 0.1 is overwhelming.
-    assert surprise(true_kernel) < surprise(wrong_kernels(true_kernel)[name]) - 0.1
+def test_the_true_kernel_has_the_least_negative_log_evidence(true_kernel, name):
+    # Per pixel: over the image's nine thousand, a difference of 0.1 is overwhelming.
+    assert negative_log_evidence(true_kernel) < negative_log_evidence(wrong_kernels(true_kernel)[name]) - 0.1
 
 
-def test_surprise_does_not_depend_on_where_the_kernel_lies(true_kernel):
+def test_negative_log_evidence_does_not_depend_on_where_the_kernel_lies(true_kernel):
     moved = np.roll(true_kernel, (1, -1), (0, 1))
-    assert abs(surprise(moved) - surprise(true_kernel)) < 0.3
+    assert abs(negative_log_evidence(moved) - negative_log_evidence(true_kernel)) < 0.3
 
 
-def test_surprise_takes_no_new_program_for_another_noise(true_kernel):
-    judge = jax.jit(chex.assert_max_traces(variational.surprise.__wrapped__, n=1), static_argnames=("camera_blur_std",))
+def test_negative_log_evidence_takes_no_new_program_for_another_noise(true_kernel):
+    judge = jax.jit(
+        chex.assert_max_traces(variational.negative_log_evidence.__wrapped__, n=1), static_argnames=("image_softness_std",)
+    )
     values = [float(judge(jnp.asarray(scene().blurry), true_kernel, noise_variance=v)) for v in (1e-5, 2e-5, 1e-4)]
     assert np.isfinite(values).all()
 
 
 @pytest.mark.parametrize("spoilt", ["speckled", "softened"])
-def test_refinement_finds_the_kernel_and_lowers_the_surprise(true_kernel, spoilt):
+def test_refinement_finds_the_kernel_and_lowers_the_negative_log_evidence(true_kernel, spoilt):
     if spoilt == "speckled":
         start = true_kernel * np.random.default_rng(0).uniform(0.2, 1.8, true_kernel.shape)
         start = (start / start.sum()).astype(np.float32)
@@ -68,13 +70,13 @@ def test_refinement_finds_the_kernel_and_lowers_the_surprise(true_kernel, spoilt
     assert float(found.sum()) == pytest.approx(1.0, abs=1e-5)
     assert kernel_similarity(start, true_kernel) < 0.98
     assert kernel_similarity(found, true_kernel) > 0.99
-    assert surprise(found) < surprise(start) - 0.2
+    assert negative_log_evidence(found) < negative_log_evidence(start) - 0.2
 
 
 def test_refinement_leaves_the_kernel_of_no_blur():
     """Maximising over pairs of image and kernel would shrink every kernel to a point; marginalising spreads even this one."""
     found = variational.refine_kernel(jnp.asarray(scene().blurry), first_kernel(SIZE), iterations=20)
-    assert surprise(found) < surprise(first_kernel(SIZE)) - 0.3
+    assert negative_log_evidence(found) < negative_log_evidence(first_kernel(SIZE)) - 0.3
     assert float((found**2).sum()) < 0.8 * float((first_kernel(SIZE) ** 2).sum())
 
 
@@ -83,14 +85,14 @@ def test_refinement_stays_at_the_truth(true_kernel):
     assert kernel_similarity(found, true_kernel) > 0.995
 
 
-def test_camera_blur():
-    soft = np.asarray(variational.camera_blur(0.4))
+def test_softness_kernel():
+    soft = np.asarray(variational.softness_kernel(0.4))
     assert soft.sum() == pytest.approx(1.0)
     np.testing.assert_allclose(soft, soft.T)
     np.testing.assert_allclose(soft[2, 3] / soft[2, 2], np.exp(-0.5 / 0.4**2), rtol=1e-5)
     delta = np.zeros((5, 5))
     delta[2, 2] = 1.0
-    np.testing.assert_allclose(variational.camera_blur(0.0), delta, atol=1e-7)
+    np.testing.assert_allclose(variational.softness_kernel(0.0), delta, atol=1e-7)
 
 
 def test_the_same_call_gives_the_same_bytes(true_kernel):

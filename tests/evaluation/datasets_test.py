@@ -17,7 +17,7 @@ def save(path, pixels):
 
 
 def make_set(folder, dataset, images, *, sharp=None):
-    """A set of these images with flat pictures, or ``sharp`` for the truth."""
+    """A set of these images with flat images, or ``sharp`` for the truth."""
     layout = LAYOUTS[dataset]
     grey = np.full(layout.size or (40, 48), 100, np.uint8)
     for image in images:
@@ -96,7 +96,7 @@ def test_every_fault_is_told_at_once(tmp_path):
         "im1_kernel4_img.png": "missing; im1_kernal4_img.png looks like it: rename it",
         "gt/im2.png": "missing; IM2.PNG looks like it: rename it",
         "im2_kernel5_img.png": "damaged or cut short",
-        "im2_kernel6_img.png": "not a picture",
+        "im2_kernel6_img.png": "not an image",
         "im3_kernel8_img.png": "the file is empty",
         "gt/im3.png": "127×128 pixels, 255×255 expected",
         "gt/kernel1.png": "a kernel of 4×4 has no centre",
@@ -150,7 +150,7 @@ def test_faults_of_kohlers_set_are_told_at_once(tmp_path):
     (tmp_path / "Image2/Kernel2/GroundTruth2_2_7.png").unlink()
     path = tmp_path / "Image2/Kernel3/GroundTruth2_3_8.png"
     path.write_bytes(path.read_bytes()[:-6])
-    (tmp_path / "Image2/Kernel4/GroundTruth2_4_9.png").write_bytes(b"no picture")
+    (tmp_path / "Image2/Kernel4/GroundTruth2_4_9.png").write_bytes(b"no image")
     save(tmp_path / "Image2/Kernel5/GroundTruth2_5_1.png", np.zeros((13, 12), np.uint8))
     (tmp_path / "BlurryImages/Blurry2_6.png").unlink()
     told = faults("kohler", tmp_path)
@@ -180,15 +180,15 @@ def test_any_folder_with_truths_and_kernels(tmp_path):
 
 
 def test_a_folder_may_have_no_truths_or_have_them_elsewhere(tmp_path):
-    save(tmp_path / "pictures/x.jpg", np.full((40, 48, 3), 100, np.uint8))
-    (tmp_path / "pictures/notes.txt").write_text("not a picture")
-    (example,) = find_examples("folder", tmp_path / "pictures")
+    save(tmp_path / "images/x.jpg", np.full((40, 48, 3), 100, np.uint8))
+    (tmp_path / "images/notes.txt").write_text("not an image")
+    (example,) = find_examples("folder", tmp_path / "images")
     assert example.truths == ()
     assert example.load_blurry().shape == (40, 48)
     with pytest.raises(InputError, match="no sharp image"):
         example.load()
     save(tmp_path / "truths/x.png", np.full((40, 48, 3), 120, np.uint8))
-    (example,) = find_examples("folder", tmp_path / "pictures", truth_dir=tmp_path / "truths")
+    (example,) = find_examples("folder", tmp_path / "images", truth_dir=tmp_path / "truths")
     assert example.load()[1][0, 0] == pytest.approx(120 / 255)
     with pytest.raises(InputError, match="leave out"):
         find_examples("levin", tmp_path, truth_dir=tmp_path)
@@ -224,7 +224,7 @@ def test_nothing_there_and_unknown_sets_are_refused(tmp_path):
         find_examples("kodak", tmp_path)
     with pytest.raises(InputError, match="no such folder"):
         find_examples("folder", tmp_path / "absent")
-    with pytest.raises(InputError, match="no picture in it"):
+    with pytest.raises(InputError, match="no image in it"):
         find_examples("folder", tmp_path)
 
 

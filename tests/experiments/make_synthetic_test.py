@@ -23,7 +23,7 @@ def photos(tmp_path):
     return folder
 
 
-def test_every_picture_is_its_sharp_one_blurred_by_its_kernel(photos, tmp_path):
+def test_every_image_is_its_sharp_one_blurred_by_its_kernel(photos, tmp_path):
     count = ms.make_set(photos, tmp_path / "set", RECIPE)
     assert count == 2 * (2 * 2 + 2 + 2) * 2
     examples = {example.name: example for example in find_examples("folder", tmp_path / "set")}
@@ -39,7 +39,7 @@ def test_every_picture_is_its_sharp_one_blurred_by_its_kernel(photos, tmp_path):
         again = scipy.signal.convolve2d(sharp, kernel, mode="valid")
         half = len(kernel) // 2
         residual = blurry[half:-half, half:-half] - again
-        # The luma of a colour picture averages its channels' noise.
+        # The luma of a colour image averages its channels' noise.
         noise_std = row["noise_std"] * (1.0 if row["image"] == "a.png" else np.sqrt(0.299**2 + 0.587**2 + 0.114**2))
         assert residual.std() == pytest.approx(noise_std, rel=0.15, abs=1.5e-3)
         assert noise_std > 0.0 or np.abs(residual).max() < 1 / 255 + 1e-6
@@ -82,12 +82,12 @@ def test_exposure_saturates_after_the_blur():
     bright, truth = ms.degrade(sharp, kernel, exposure=3.0, **options)
     assert truth[18, 18] == bright[18, 18] == 255
     assert dim[18, 18] < 255
-    # Light beyond the clipping point has spread, as it has not where the clipped picture is blurred.
+    # Light beyond the clipping point has spread, as it has not where the clipped image is blurred.
     clipped, _ = ms.degrade(np.minimum(3.0 * sharp, 1.0), kernel, exposure=1.0, **options)
     assert bright[14, 18] > clipped[14, 18] + 20
 
 
-def test_only_the_middle_of_larger_pictures_is_used(photos, tmp_path):
+def test_only_the_middle_of_larger_images_is_used(photos, tmp_path):
     ms.make_set(photos, tmp_path / "set", ms.Recipe(kinds=("gaussian",), kernel_sizes=(5,), side=48))
     blurry, _ = find_examples("folder", tmp_path / "set")[0].load()
     assert blurry.shape == (44, 44)
@@ -129,7 +129,7 @@ def test_command_line(photos, tmp_path, capsys):
         return status, captured.out.strip(), captured.err.strip()
 
     images, output = f"--image_dir={photos}", f"--output_dir={tmp_path / 'set'}"
-    assert run(images, output, "--blurs=defocus", "--kernel_sizes=5,9") == (0, f"{tmp_path / 'set'}: 4 blurry pictures", "")
+    assert run(images, output, "--blurs=defocus", "--kernel_sizes=5,9") == (0, f"{tmp_path / 'set'}: 4 blurry images", "")
     assert run("--help")[0] == 0
     for arguments, message in [
         ((images, output, "--kernel_sizes=5,wide"), "--kernel_sizes=5,wide is no list of numbers"),

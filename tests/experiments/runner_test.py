@@ -55,10 +55,10 @@ def tiny(monkeypatch):
 
 @pytest.fixture
 def data(tmp_path):
-    return write_pictures(tmp_path / "data")
+    return write_images(tmp_path / "data")
 
 
-def write_pictures(folder, count=2, side=64):
+def write_images(folder, count=2, side=64):
     for name in ("blurry", "sharp", "kernels"):
         (folder / name).mkdir(parents=True)
     for number in range(count):
@@ -145,7 +145,7 @@ def test_an_entry_end_to_end_and_again_for_nothing(tiny, data, tmp_path, monkeyp
     known = [line for line in lines if line["row"] == "known kernel"]
     assert [float(line["error_ratio"]) for line in known] == pytest.approx([1.0, 1.0])
     assert all(float(line["psnr"]) > 28 for line in known)
-    # The two-stage row took the kernel of the row before and made another picture with it.
+    # The two-stage row took the kernel of the row before and made another image with it.
     ours, two_stage = ([line for line in lines if line["row"] == row] for row in ("ours", "ours, two-stage"))
     assert [line["kernel_similarity"] for line in ours] == [line["kernel_similarity"] for line in two_stage]
     assert [line["psnr"] for line in ours] != [line["psnr"] for line in two_stage]
@@ -208,13 +208,13 @@ def test_what_a_result_depends_on_is_in_its_name(tiny, data, tmp_path):
     before = names()
     assert names() == before
     assert not names(seed=1) & before
-    assert not names(crop=64) ^ before  # the pictures have 64 pixels
+    assert not names(crop=64) ^ before  # the images have 64 pixels
     overridden = names(preset_override="fast=other")
     assert {name for name in overridden if "known" not in name}.isdisjoint(before)
-    picture = data / "blurry" / "scene0.png"
-    pixels = np.array(Image.open(picture))
+    image = data / "blurry" / "scene0.png"
+    pixels = np.array(Image.open(image))
     pixels[0, 0] ^= 1
-    Image.fromarray(pixels).save(picture)
+    Image.fromarray(pixels).save(image)
     changed = names()
     assert {name for name in changed if "scene1" in name} == {name for name in before if "scene1" in name}
     assert {name for name in changed if "scene0" in name}.isdisjoint(before)
@@ -358,7 +358,7 @@ def test_figures_are_drawn(data, tmp_path, monkeypatch, name):
 
 
 def test_a_fit_is_followed(data):
-    """The whole job of a figure's run: metrics over the steps, pictures on the way, samples at the end."""
+    """The whole job of a figure's run: metrics over the steps, images on the way, samples at the end."""
     [image, _] = find_images([PAIR], settings_for(data, data))["folder"]
     generator = SkipNetConfig(num_scales=1, channels=4, skip_channels=4, latent_channels=2, non_local=False)
     fit = FitConfig(image_generator=generator, num_iterations=6, chunk_size=2)
@@ -393,7 +393,7 @@ def test_kernel_error_knows_no_shift():
     assert job.kernel_error(delta, kernel) == pytest.approx(min(np.mean((one - kernel) ** 2) for one in shifts))
 
 
-def test_a_crop_is_the_middle_of_both_pictures(data):
+def test_a_crop_is_the_middle_of_both_images(data):
     [image, _] = find_images([PAIR], settings_for(data, data))["folder"]
     whole, part = job.load_example(image.example, None), job.load_example(image.example, 40)
     np.testing.assert_array_equal(part.load()[0], whole.load()[0][12:52, 12:52])
@@ -425,7 +425,7 @@ if __name__ == "__main__":
 
 def test_killed_in_mid_run_and_started_again(tiny, tmp_path):
     """No image done twice, none lost, and the table is that of an unbroken run."""
-    data = write_pictures(tmp_path / "data", count=3)
+    data = write_images(tmp_path / "data", count=3)
     program = tmp_path / "program.py"
     program.write_text(KILLED.format(tests=str(pathlib.Path(__file__).parent)))
     root = pathlib.Path(__file__).parents[2]

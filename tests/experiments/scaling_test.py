@@ -20,14 +20,14 @@ def test_growth_is_the_exponent():
     assert scaling.growth([1, 2], [0, 4]) is None
 
 
-def test_table_and_picture(tmp_path):
+def test_table_and_figure(tmp_path):
     text = scaling.table(SERIES, FIGURES)
     assert "| 256 | 4.00 | 8.00 | 9.0 | 120 |" in text
     assert "| growth | ^2.00 | ^2.00 | | ^1.00 |" in text
     assert "| 512 | – | – | – | – |" in scaling.table(SERIES, [*FIGURES[:2], None])
     scaling.draw([(SERIES, [*FIGURES[:2], None])], tmp_path / "scaling.png")
-    with Image.open(tmp_path / "scaling.png") as picture:
-        assert min(picture.size) > 200
+    with Image.open(tmp_path / "scaling.png") as figure:
+        assert min(figure.size) > 200
 
 
 def test_every_point_differs_in_its_axis_alone():
@@ -44,12 +44,15 @@ def test_every_point_differs_in_its_axis_alone():
         assert all(point.kernel < point.side for point in series.points)
 
 
-def test_pictures_are_blurry_and_repeatable():
-    one = scaling.picture(96, 15)
+def test_images_are_blurry_and_repeatable():
+    one = scaling.blurry_scene(96, 15)
     assert one.shape == (96, 96)
     assert 0 <= one.min() < one.max() <= 1
-    assert (one == scaling.picture(96, 15)).all()
-    assert abs(one[:, 1:] - one[:, :-1]).mean() < abs(scaling.picture(96, 1)[:, 1:] - scaling.picture(96, 1)[:, :-1]).mean()
+    assert (one == scaling.blurry_scene(96, 15)).all()
+    assert (
+        abs(one[:, 1:] - one[:, :-1]).mean()
+        < abs(scaling.blurry_scene(96, 1)[:, 1:] - scaling.blurry_scene(96, 1)[:, :-1]).mean()
+    )
 
 
 def test_a_point_is_measured(monkeypatch):

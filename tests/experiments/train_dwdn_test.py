@@ -25,19 +25,19 @@ CONFIG = train_dwdn.TrainConfig(
 
 
 @pytest.fixture(scope="module")
-def picture():
+def image():
     noise = np.random.default_rng(0).random((70, 80))
     return np.clip(scipy.ndimage.gaussian_filter(noise, 1.5) * 3 - 1, 0, 1).astype(np.float32)
 
 
-def test_a_run_that_was_interrupted_equals_an_unbroken_one(picture, tmp_path):
-    cases = train_dwdn.held_out_cases({"held_out": picture}, CONFIG.kernel_sizes, 0)
+def test_a_run_that_was_interrupted_equals_an_unbroken_one(image, tmp_path):
+    cases = train_dwdn.held_out_cases({"held_out": image}, CONFIG.kernel_sizes, 0)
     states = []
     for name, stops in (("unbroken", (None,)), ("interrupted", (2, None))):
         folder = tmp_path / name
         folder.mkdir()
         for stop in stops:
-            state = train_dwdn.train(CONFIG, [picture], cases, folder, last_step=stop)
+            state = train_dwdn.train(CONFIG, [image], cases, folder, last_step=stop)
         states.append(state)
     assert int(states[1].step) == CONFIG.num_steps
     jax.tree.map(np.testing.assert_array_equal, *states)
@@ -50,24 +50,24 @@ def test_a_run_that_was_interrupted_equals_an_unbroken_one(picture, tmp_path):
 
     wider = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, features=3))
     with pytest.raises(InputError, match="another --output_dir"):
-        train_dwdn.train(wider, [picture], cases, tmp_path / "unbroken")
+        train_dwdn.train(wider, [image], cases, tmp_path / "unbroken")
     (tmp_path / "unbroken/checkpoint.msgpack").write_bytes(b"damaged")
     with pytest.raises(InputError, match="another --output_dir"):
-        train_dwdn.train(CONFIG, [picture], cases, tmp_path / "unbroken")
+        train_dwdn.train(CONFIG, [image], cases, tmp_path / "unbroken")
 
 
-def test_examples_depend_on_seed_and_step_alone(picture):
+def test_examples_depend_on_seed_and_step_alone(image):
     kernels = train_dwdn.kernel_bank(CONFIG.kernel_sizes, 0, count=8)
     np.testing.assert_allclose(kernels.sum((1, 2)), 1, atol=1e-5)
-    first = train_dwdn.draw_batch([picture], kernels, CONFIG, 3)
+    first = train_dwdn.draw_batch([image], kernels, CONFIG, 3)
     assert [part.shape for part in first] == [(2, 38, 38), (2, 7, 7), (2, 32, 32)]
-    for same, other in zip(first, train_dwdn.draw_batch([picture], kernels, CONFIG, 3), strict=True):
+    for same, other in zip(first, train_dwdn.draw_batch([image], kernels, CONFIG, 3), strict=True):
         np.testing.assert_array_equal(same, other)
-    assert np.any(first[0] != train_dwdn.draw_batch([picture], kernels, CONFIG, 4)[0])
+    assert np.any(first[0] != train_dwdn.draw_batch([image], kernels, CONFIG, 4)[0])
 
 
-def test_held_out_cases_are_blurred_versions_of_their_picture(picture):
-    cases = train_dwdn.held_out_cases({"held_out": picture}, (5, 7), 0)
+def test_held_out_cases_are_blurred_versions_of_their_image(image):
+    cases = train_dwdn.held_out_cases({"held_out": image}, (5, 7), 0)
     assert len({case.noise_std for case in cases}) == len(cases) == 3
     for case in cases:
         assert case.blurry.shape == case.sharp.shape
@@ -75,29 +75,29 @@ def test_held_out_cases_are_blurred_versions_of_their_picture(picture):
         assert train_dwdn.case_psnr(case, case.sharp) == float("inf")
 
 
-def test_pictures_that_are_too_small_are_a_one_line_error(tmp_path):
+def test_images_that_are_too_small_are_a_one_line_error(tmp_path):
     import imageio.v3 as iio
 
     iio.imwrite(tmp_path / "small.png", np.zeros((40, 40), np.uint8))
     with pytest.raises(InputError, match="at least 64 pixels"):
-        train_dwdn.read_pictures(str(tmp_path), 64)
-    assert list(train_dwdn.read_pictures(str(tmp_path), 32)) == ["small.png"]
+        train_dwdn.read_images(str(tmp_path), 64)
+    assert list(train_dwdn.read_images(str(tmp_path), 32)) == ["small.png"]
 
 
-def test_the_command_from_a_folder_of_pictures_to_a_teacher(picture, tmp_path, monkeypatch, capsys):
+def test_the_command_from_a_folder_of_images_to_a_teacher(image, tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib", reason="draws the curve (extra 'eval')")
     import imageio.v3 as iio
 
     monkeypatch.setenv("JAXDEBLUR_HUGE_PAGES", "0")
-    (tmp_path / "pictures").mkdir()
-    for number, turned in enumerate((picture, picture.T, picture[::-1])):
-        iio.imwrite(tmp_path / "pictures" / f"{number}.png", np.rint(turned * 255).astype(np.uint8))
-    flags = [f"--data_dir={tmp_path / 'pictures'}", f"--output_dir={tmp_path / 'out'}", "--features=2", "--widths=2,3"]
+    (tmp_path / "images").mkdir()
+    for number, turned in enumerate((image, image.T, image[::-1])):
+        iio.imwrite(tmp_path / "images" / f"{number}.png", np.rint(turned * 255).astype(np.uint8))
+    flags = [f"--data_dir={tmp_path / 'images'}", f"--output_dir={tmp_path / 'out'}", "--features=2", "--widths=2,3"]
     flags += ["--num_blocks=1", "--num_steps=2", "--validate_every=1", "--batch_size=1", "--crop=48", "--kernel_sizes=5,7"]
     train_dwdn.main(["train_dwdn", *flags])
 
     told = capsys.readouterr().out
-    assert "training on 2 pictures, held out: 0.png" in told
+    assert "training on 2 images, held out: 0.png" in told
     assert "sparse" in told.splitlines()[-5]
     assert told.splitlines()[-1].split()[:2] == ["all", "3"]
     assert load_teacher("dwdn", tmp_path / "out/dwdn.msgpack")

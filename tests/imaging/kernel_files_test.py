@@ -10,7 +10,7 @@ from jaxdeblur.imaging.kernel_files import (
     read_kernel,
     require_kernel_fits,
     write_kernel_array,
-    write_kernel_picture,
+    write_kernel_image,
 )
 
 
@@ -37,7 +37,7 @@ def test_png(tmp_path, mode):
 def test_what_is_written_can_be_read(tmp_path):
     kernel = (blob() / blob().sum()).astype(np.float32)
     write_kernel_array(tmp_path / "k.npy", kernel)
-    write_kernel_picture(tmp_path / "k.png", kernel)
+    write_kernel_image(tmp_path / "k.png", kernel)
     np.testing.assert_allclose(read_kernel(tmp_path / "k.npy"), kernel, rtol=1e-6)
     np.testing.assert_allclose(read_kernel(tmp_path / "k.png"), kernel, atol=1e-3)
     assert np.asarray(Image.open(tmp_path / "k.png")).max() == 255
@@ -73,7 +73,7 @@ def test_files_that_hold_no_kernel_are_refused(tmp_path, name):
         read_kernel(tmp_path / name)
 
 
-def test_black_kernel_picture_is_refused(tmp_path):
+def test_black_kernel_image_is_refused(tmp_path):
     Image.new("L", (5, 5)).save(tmp_path / "k.png")
     with pytest.raises(InputError, match="zero everywhere"):
         read_kernel(tmp_path / "k.png")
@@ -85,7 +85,7 @@ def test_pickled_objects_are_not_loaded(tmp_path):
         read_kernel(tmp_path / "k.npy")
 
 
-def test_a_kernel_must_be_smaller_than_the_picture():
+def test_a_kernel_must_be_smaller_than_the_image():
     require_kernel_fits((31, 31), (40, 50), "a.png")
-    with pytest.raises(InputError, match=r"a\.png: a kernel of 51×31 pixels is larger than the picture of 50×40"):
+    with pytest.raises(InputError, match=r"a\.png: a kernel of 51×31 pixels is larger than the image of 50×40"):
         require_kernel_fits((31, 51), (40, 50), "a.png")

@@ -22,7 +22,7 @@ def test_before_after_and_kernel_are_side_by_side(channels):
     assert white_square.sum() > 15**2
 
 
-def test_large_pictures_are_shrunk_and_odd_shapes_fit(tmp_path):
+def test_large_images_are_shrunk_and_odd_shapes_fit(tmp_path):
     long = np.zeros((40, 3000, 3), np.float32)
     write_preview(tmp_path / "p.png", long, long, np.ones((75, 31), np.float32) / (75 * 31))
     with Image.open(tmp_path / "p.png") as sheet:
@@ -31,7 +31,7 @@ def test_large_pictures_are_shrunk_and_odd_shapes_fit(tmp_path):
 
 
 def test_a_colour_profile_is_carried(tmp_path):
-    picture = np.zeros((40, 50, 3), np.float32)
-    write_preview(tmp_path / "p.png", picture, picture, np.ones((5, 5), np.float32), b"profile")
+    image = np.zeros((40, 50, 3), np.float32)
+    write_preview(tmp_path / "p.png", image, image, np.ones((5, 5), np.float32), b"profile")
     with Image.open(tmp_path / "p.png") as sheet:
         assert sheet.info["icc_profile"] == b"profile"

@@ -5,7 +5,7 @@ import pathlib
 import pytest
 
 from jaxdeblur.errors import InputError
-from jaxdeblur.imaging.selection import Outputs, assign_outputs, find_pictures, prepare_folder, remove_if_empty
+from jaxdeblur.imaging.selection import Outputs, assign_outputs, find_images, prepare_folder, remove_if_empty
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def names(pattern, log=lambda _: None):
-    return [str(path) for path in find_pictures(pattern, log)]
+    return [str(path) for path in find_images(pattern, log)]
 
 
 @pytest.mark.parametrize(
@@ -45,15 +45,15 @@ def test_a_name_with_brackets_is_itself_before_it_is_a_glob(folder):
     assert names("f[1].png") == ["f[1].png"]
 
 
-def test_a_folder_passes_over_what_is_no_picture_and_its_own_results(folder):
+def test_a_folder_passes_over_what_is_no_image_and_its_own_results(folder):
     outputs = Outputs(folder, "a")
     for path in outputs.all(".png", fitted=True, posterior=True):
         path.touch()
-    (folder / "street_preview.png").touch()  # no report beside it: a picture like any other
+    (folder / "street_preview.png").touch()  # no report beside it: an image like any other
     lines = []
     assert names(".", lines.append) == ["a.png", "b.jpg", "c,d.png", "street_preview.png"]
     assert any("results of earlier runs" in line for line in lines)
-    assert any("not pictures" in line for line in lines)
+    assert any("not images" in line for line in lines)
 
 
 @pytest.mark.parametrize("pattern", ["*.bmp", "empty", ",", " "])
@@ -63,7 +63,7 @@ def test_nothing_matched(folder, pattern):
         names(pattern)
 
 
-def test_results_go_beside_the_picture_or_where_told():
+def test_results_go_beside_the_image_or_where_told():
     beside, there = pathlib.Path("x/a.png"), pathlib.Path("y/b.jpg")
     assert assign_outputs([beside, there], None) == [
         Outputs(pathlib.Path("x/deblurred"), "a"),
@@ -72,12 +72,12 @@ def test_results_go_beside_the_picture_or_where_told():
     assert assign_outputs([beside, there], "out") == [Outputs(pathlib.Path("out"), "a"), Outputs(pathlib.Path("out"), "b")]
 
 
-def test_pictures_of_one_name_keep_their_format_in_the_results_names():
+def test_images_of_one_name_keep_their_format_in_the_results_names():
     found = assign_outputs([pathlib.Path("a.jpg"), pathlib.Path("A.png"), pathlib.Path("b.png")], None)
     assert [outputs.stem for outputs in found] == ["a_jpg", "A_png", "b"]
 
 
-def test_of_pictures_that_cannot_be_told_apart_only_the_first_gets_outputs():
+def test_of_images_that_cannot_be_told_apart_only_the_first_gets_outputs():
     first, second = assign_outputs([pathlib.Path("x/a.jpg"), pathlib.Path("y/a.jpg")], "out")
     assert isinstance(first, Outputs)
     assert isinstance(second, InputError)

@@ -27,6 +27,6 @@ def test_an_early_end_is_marked_at_its_step(tmp_path):
 
 
 @pytest.mark.parametrize("values", [[], [0.5], [np.nan, np.inf, 0.0], [1.0, np.nan, 2.0]])
-def test_any_curve_makes_a_picture(tmp_path, values):
+def test_any_curve_makes_a_figure(tmp_path, values):
     trace.write_trace(tmp_path / "t.png", values, "error")
     assert Image.open(tmp_path / "t.png").size == trace._SIZE

@@ -1,4 +1,4 @@
-"""Which pictures share a batch."""
+"""Which images share a batch."""
 
 import itertools
 

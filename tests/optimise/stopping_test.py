@@ -88,7 +88,7 @@ def test_a_fit_ends_early_at_its_best_iterate(criterion):
 
 
 def test_the_result_is_the_best_iterate():
-    """Cut short right after the step that was kept, the same fit gives the same picture."""
+    """Cut short right after the step that was kept, the same fit gives the same image."""
     stopping = StoppingConfig(patience=4, from_step=5)
     whole = dataclasses.replace(QUICK, input_noise_std=constant(0.05), image_learning_rate=0.1)
     stopped = _fit(dataclasses.replace(whole, stopping=stopping))

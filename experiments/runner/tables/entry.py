@@ -22,7 +22,7 @@ NOT_GIVEN, NOT_IN_TEXT = "-", "?"
 
 Metric = Literal["psnr", "ssim", "error_ratio", "seconds", "steps", "posterior_std", "kernel_peak"]
 Group = Literal["all", "category", "kernel", "image", "dataset"]
-Figure = Literal["curves", "bars", "pictures"]
+Figure = Literal["curves", "bars", "images"]
 
 HEADINGS: Mapping[Metric, str] = {
     "psnr": "PSNR",
@@ -97,7 +97,7 @@ class Entry:
       group: how images are put together for means.
       groups: names of these groups in the order of the printed figures.
       images: names of the blurry images it is about; empty for whole sets.
-      figure: the picture that is drawn, if it is a figure.
+      figure: what is drawn, if it is a figure.
       note: what a reader should know, such as choices that the text leaves open.
     """
 

@@ -178,7 +178,7 @@ TABLES = (
         datasets=("levin",),
         images=("im1_kernel4_img",),
         metrics=("posterior_std", "psnr", "ssim"),
-        figure="pictures",
+        figure="images",
         rows=(
             Row("after 100 of 5000 steps", "?/-/-", preset="mc", share_of_steps=0.02, num_posterior_samples=10),
             Row("after 1000 of 5000 steps", "?/-/-", preset="mc", share_of_steps=0.2, num_posterior_samples=10),
@@ -207,12 +207,12 @@ TABLES = (
     ),
     Entry(
         name="mc_figure9",
-        title="Monte-Carlo sampling: which generator is randomised, pictures",
+        title="Monte-Carlo sampling: which generator is randomised, images",
         paper=f"{_PAPER}, Figure 9",
         datasets=("lai",),
         images=_SAMPLE,
         metrics=("psnr", "ssim", "kernel_peak"),
-        figure="pictures",
+        figure="images",
         rows=(
             Row("image generator randomised", "?/?/-", preset="mc_large", trials=10),
             Row("both randomised", "?/?/-", preset="mc_random_both", trials=10),

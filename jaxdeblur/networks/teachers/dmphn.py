@@ -1,4 +1,4 @@
-"""DMPHN(1-2-4-8): a hierarchy of encoder-decoders over ever smaller patches of the picture. Blind.
+"""DMPHN(1-2-4-8): a hierarchy of encoder-decoders over ever smaller patches of the image. Blind.
 
 Source: Zhang, Dai, Li & Koniusz, "Deep stacked hierarchical multi-patch network for image deblurring", CVPR 2019,
 https://arxiv.org/abs/1904.03468. Layers carry the names of the published checkpoints (``layer2.0`` there is ``layer2_0``
@@ -72,11 +72,11 @@ def _residual_blocks(image: jax.Array, first: int, in_loop: bool) -> jax.Array:
 
 
 class Dmphn(nn.Module):
-    """The hierarchy, from the smallest patches up to the picture.
+    """The hierarchy, from the smallest patches up to the image.
 
     At each level, with its own encoder E and decoder D: ``features = join(E(patches + residual)) + features of the level
     below``, where ``join`` puts the features of those patches side by side that make up one patch of the level above;
-    ``residual = D(features)``. The highest level's residual is the picture.
+    ``residual = D(features)``. The highest level's residual is the image.
 
     Attributes:
       in_loop: see :func:`jaxdeblur.networks.teachers.zero_padded.conv`.
@@ -111,7 +111,7 @@ class Dmphn(nn.Module):
 
 
 def restore(params: Params, image: jax.Array, *, in_loop: bool = False) -> jax.Array:
-    """Deblurs a picture; pure, so it can be compiled, mapped over a leading axis and differentiated.
+    """Deblurs an image; pure, so it can be compiled, mapped over a leading axis and differentiated.
 
     A grey image is given to the network as red, green and blue alike, and the luma of its answer is taken.
 

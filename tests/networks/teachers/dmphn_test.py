@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxdeblur.imaging.colour import luma
-from jaxdeblur.imaging.reading import read_picture
+from jaxdeblur.imaging.reading import read_image
 from jaxdeblur.networks.teachers import dmphn
 from jaxdeblur.networks.teachers.weights import load_teacher
 
@@ -62,7 +62,7 @@ def test_published_weights_agree_with_the_twin_on_a_photograph(twins):
     for name, part in _parts(twin).items():
         part.load_state_dict(torch.load(PUBLISHED / f"{name}.pkl", map_location="cpu", weights_only=True))
     # Large enough for every way that a convolution has, and odd.
-    image = read_picture(photograph).pixels[200:275, 200:301]
+    image = read_image(photograph).pixels[200:275, 200:301]
     restored = jax.jit(dmphn.restore)(load_teacher("dmphn", PUBLISHED), image)
     np.testing.assert_allclose(restored, _through_twin(twin, image), atol=TOLERANCE)
 

@@ -37,7 +37,7 @@ def _estimate():
 
 
 @pytest.mark.parametrize("name", WEAK_TERMS)
-def test_weak_terms_measure_the_distance_to_the_teachers_picture(teacher, name):
+def test_weak_terms_measure_the_distance_to_the_teachers_image(teacher, name):
     estimate, surrogate = _estimate(), jnp.asarray(restoration(teacher, np.asarray(BLURRY), KERNEL))
     expected = WEAK_TERMS[name](estimate.image[1:-1, 1:-1], surrogate)
     known = losses.Observation(BLURRY, teacher=teacher, teacher_kernel=KERNEL, surrogate=surrogate)
@@ -106,5 +106,5 @@ def test_terms_without_a_teacher_are_refused(teacher):
         Config(fit=_fit_config(teacher_agreement=1.0))
     with pytest.raises(InputError, match="unknown teacher"):
         TeacherConfig("resnet")
-    with pytest.raises(InputError, match="asks no pre-trained network"):
+    with pytest.raises(InputError, match="uses no pre-trained network"):
         Config().override(teacher="dmphn")

@@ -1,4 +1,4 @@
-"""A picture as the pipeline sees it, with all that is needed to write it back as it came."""
+"""An image as the pipeline sees it, with all that is needed to write it back as it came."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
-    """An upright picture.
+class StoredImage:
+    """An upright image.
 
     Attributes:
       pixels: ``[H, W]`` or ``[H, W, 3]``, float32 in [0, 1].

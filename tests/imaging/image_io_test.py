@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 
 from jaxdeblur.errors import InputError
-from jaxdeblur.imaging.reading import read_picture
-from jaxdeblur.imaging.writing import staged, write_picture
+from jaxdeblur.imaging.reading import read_image
+from jaxdeblur.imaging.writing import staged, write_image
 
 # An ICC profile needs no meaning to be carried, only its signature where Pillow looks for it.
 ICC = bytes(36) + b"acsp" + bytes(88)
@@ -25,17 +25,17 @@ def random_samples(shape, dtype, seed=0):
 
 
 def rewritten(path: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
-    """Reads a picture and writes its own pixels back."""
-    picture = read_picture(path)
-    target = tmp_path / f"rewritten{picture.suffix}"
-    write_picture(target, picture, picture.pixels)
+    """Reads an image and writes its own pixels back."""
+    image = read_image(path)
+    target = tmp_path / f"rewritten{image.suffix}"
+    write_image(target, image, image.pixels)
     return target
 
 
 def refusal(path: pathlib.Path) -> str:
-    """The message with which a picture is refused: one line that names the file."""
+    """The message with which an image is refused: one line that names the file."""
     with pytest.raises(InputError) as caught:
-        read_picture(path)
+        read_image(path)
     message = str(caught.value)
     assert "\n" not in message
     assert path.name in message
@@ -117,7 +117,7 @@ class TestRoundTrip:
     def test_float_range_is_restored(self, tmp_path, low, high):
         samples = np.linspace(low, high, 2000, dtype=np.float32).reshape(40, 50)
         tifffile.imwrite(tmp_path / "in.tif", samples)
-        pixels = read_picture(tmp_path / "in.tif").pixels
+        pixels = read_image(tmp_path / "in.tif").pixels
         assert pixels.min() >= 0
         assert pixels.max() <= 1
         assert np.ptp(pixels) > 0.3
@@ -128,7 +128,7 @@ class TestRoundTrip:
     def test_float_values_in_the_unit_range_are_taken_as_they_are(self, tmp_path):
         samples = np.linspace(0.1, 0.7, 2000, dtype=np.float32).reshape(40, 50)
         tifffile.imwrite(tmp_path / "in.tif", samples)
-        np.testing.assert_array_equal(read_picture(tmp_path / "in.tif").pixels, samples)
+        np.testing.assert_array_equal(read_image(tmp_path / "in.tif").pixels, samples)
 
     def test_separate_planes_and_inverted_grey(self, tmp_path):
         samples = random_samples((3, 40, 50), np.uint16)
@@ -150,7 +150,7 @@ class TestRoundTrip:
     def test_alpha(self, tmp_path, mode, suffix):
         samples = random_samples((40, 50, len(mode)), np.uint8)
         Image.fromarray(samples).save(tmp_path / f"in{suffix}")
-        assert read_picture(tmp_path / f"in{suffix}").pixels.ndim == (3 if mode == "RGBA" else 2)
+        assert read_image(tmp_path / f"in{suffix}").pixels.ndim == (3 if mode == "RGBA" else 2)
         np.testing.assert_array_equal(np.asarray(Image.open(rewritten(tmp_path / f"in{suffix}", tmp_path))), samples)
 
     @pytest.mark.parametrize("transparent", [False, True])
@@ -172,7 +172,7 @@ class TestRoundTrip:
     def test_black_and_white(self, tmp_path):
         samples = random_samples((40, 50), np.uint8) > 127
         Image.fromarray(samples).save(tmp_path / "in.png")
-        np.testing.assert_array_equal(read_picture(tmp_path / "in.png").pixels, samples.astype(np.float32))
+        np.testing.assert_array_equal(read_image(tmp_path / "in.png").pixels, samples.astype(np.float32))
 
 
 class TestMetadata:
@@ -213,25 +213,25 @@ class TestMetadata:
         tagged = Image.fromarray(np.rint(samples / np.iinfo(dtype).max * 255).astype(np.uint8))
         tagged.getexif()[ExifTags.Base.Orientation] = orientation
         expected = np.asarray(ImageOps.exif_transpose(tagged)) / 255
-        np.testing.assert_allclose(read_picture(path).pixels, expected, atol=0.003)
+        np.testing.assert_allclose(read_image(path).pixels, expected, atol=0.003)
 
     def test_16_bit_tiff_keeps_exif_and_icc_when_rewritten_twice(self, tmp_path):
         first = tmp_path / "photo.jpg"
         Image.fromarray(random_samples((40, 50, 3), np.uint8)).save(first, exif=some_exif(), icc_profile=ICC)
-        picture = read_picture(first)
+        image = read_image(first)
         deep = tmp_path / "deep.tif"
         samples = random_samples((40, 50, 3), np.uint16)
         tifffile.imwrite(deep, samples, photometric="rgb", iccprofile=ICC)
-        deep_picture = read_picture(deep)
+        deep_image = read_image(deep)
         for _ in range(2):
-            # The EXIF block of the photograph, on the pixels of the deep picture.
-            write_picture(deep, type(picture)(**{**vars(deep_picture), "exif": picture.exif}), deep_picture.pixels)
-            picture = deep_picture = read_picture(deep)
+            # The EXIF block of the photograph, on the pixels of the deep image.
+            write_image(deep, type(image)(**{**vars(deep_image), "exif": image.exif}), deep_image.pixels)
+            image = deep_image = read_image(deep)
         exif = Image.Exif()
-        exif.load(picture.exif)
+        exif.load(image.exif)
         assert exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.DateTimeOriginal] == "2020:02:02 20:20:20"
         assert exif.get_ifd(ExifTags.IFD.GPSInfo)[1] == "N"
-        assert picture.icc == ICC
+        assert image.icc == ICC
         np.testing.assert_array_equal(tifffile.imread(deep), samples)
 
     def test_malformed_exif_is_noted_not_fatal(self, tmp_path, monkeypatch):
@@ -242,9 +242,9 @@ class TestMetadata:
             raise ValueError("bad\nblock")
 
         monkeypatch.setattr("jaxdeblur.imaging.metadata.carried_exif", fail)
-        picture = read_picture(path)
-        assert picture.exif == b""
-        assert "not carried over" in picture.notes[0]
+        image = read_image(path)
+        assert image.exif == b""
+        assert "not carried over" in image.notes[0]
 
 
 class TestRefusals:
@@ -257,9 +257,9 @@ class TestRefusals:
         assert "empty" in refusal(tmp_path / "in.png")
 
     @pytest.mark.parametrize("name", ["in.png", "in.txt", "in.tif"])
-    def test_not_a_picture(self, tmp_path, name):
+    def test_not_an_image(self, tmp_path, name):
         (tmp_path / name).write_text("These are the words of the prophet.")
-        assert "not a picture" in refusal(tmp_path / name)
+        assert "not an image" in refusal(tmp_path / name)
 
     @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp", ".bmp"])
     @pytest.mark.parametrize("part", [0.3, 0.9])
@@ -278,7 +278,7 @@ class TestRefusals:
         path.write_bytes(data[: len(data) // 2])
         refusal(path)
 
-    def test_picture_of_no_pixels(self, tmp_path):
+    def test_image_of_no_pixels(self, tmp_path):
         path = tmp_path / "in.png"
         Image.new("L", (40, 40)).save(path)
         data = bytearray(path.read_bytes())
@@ -310,13 +310,13 @@ class TestRefusals:
         tifffile.imwrite(tmp_path / "in.tif", random_samples((3, 40, 50), dtype), photometric="minisblack")
         assert "holds 3" in refusal(tmp_path / "in.tif")
 
-    def test_a_page_beside_its_preview_is_one_picture(self, tmp_path):
+    def test_a_page_beside_its_preview_is_one_image(self, tmp_path):
         samples = random_samples((40, 50), np.uint16)
         for name, page, small in [("8.tif", (samples >> 8).astype(np.uint8), np.uint8), ("16.tif", samples, np.uint16)]:
             with tifffile.TiffWriter(tmp_path / name) as tiff:
                 tiff.write(page)
                 tiff.write(random_samples((20, 25), small), subfiletype=1)
-            assert read_picture(tmp_path / name).size == (50, 40)
+            assert read_image(tmp_path / name).size == (50, 40)
 
     def test_print_colours(self, tmp_path):
         Image.new("CMYK", (40, 50)).save(tmp_path / "in.jpg")
@@ -339,8 +339,8 @@ class TestRefusals:
             data[int(place**2 * len(data))] = value
         path.write_bytes(data)
         with contextlib.suppress(InputError):
-            picture = read_picture(path)
-            assert np.isfinite(picture.pixels).all()
+            image = read_image(path)
+            assert np.isfinite(image.pixels).all()
 
 
 class TestStaged:
