@@ -1,28 +1,35 @@
 """The command line: ``python -m jaxdeblur.main --image=photo.jpg``.
 
-Exit status: 0 if every image succeeded, 1 if one failed or the command could not be understood, 130 after Ctrl-C.
+Exit status: 0 if every image succeeded, 1 if one failed or the command could not be understood, 130 after Ctrl-C, 143 after
+SIGTERM.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import logging
 import pathlib
+import signal
 import sys
 import textwrap
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from absl import flags
 
 from jaxdeblur.config import FINALS, Config
-from jaxdeblur.errors import InputError
+from jaxdeblur.errors import InputError, describe
 from jaxdeblur.imaging.kernel_files import read_kernel
-from jaxdeblur.imaging.reading import read_image
+from jaxdeblur.imaging.reading import MAX_MEGAPIXELS, read_image
 from jaxdeblur.imaging.selection import Outputs, assign_outputs, find_images, prepare_folder, remove_if_empty
+from jaxdeblur.imaging.staging import tidy
 from jaxdeblur.jobs.batches import fits_together
-from jaxdeblur.jobs.images import Settings, run_job, run_jobs
-from jaxdeblur.jobs.saved_run import SavedRun, read_saved_run, version_notes
+from jaxdeblur.jobs.images import Failures, Settings, run_job, run_jobs
+from jaxdeblur.jobs.progress import write_line
+from jaxdeblur.jobs.saved_run import LARGEST_SEED, SavedRun, read_saved_run, version_notes
 from jaxdeblur.version import __version__
 
 USAGE = "usage: python -m jaxdeblur.main --image=photo.jpg [flags]"
@@ -44,14 +51,21 @@ def main(argv: Sequence[str], *, relaunch: bool = False) -> int:
       The exit status.
     """
     _set_up_logging()
+    values = define_flags()
     try:
-        return _main(argv, relaunch)
+        with _sigterm_interrupts():
+            return _main(values, argv, relaunch)
     except (InputError, flags.Error) as error:
         _complain(str(error))
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         _complain("interrupted; results of finished images are whole, no others were written")
-        return 130
+        return 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
+    except Exception as error:
+        if values["debug"].value:
+            raise
+        _complain(f"failed, {describe(error)} (--debug shows where)")
+        return 1
 
 
 def define_flags() -> flags.FlagValues:
@@ -85,7 +99,7 @@ def define_flags() -> flags.FlagValues:
         lower_bound=0,
         flag_values=values,
     )
-    flags.DEFINE_integer("seed", 0, "Seed of all randomness.", lower_bound=0, flag_values=values)
+    flags.DEFINE_integer("seed", 0, "Seed of all randomness.", lower_bound=0, upper_bound=LARGEST_SEED, flag_values=values)
     flags.DEFINE_enum(
         "stopping",
         None,
@@ -101,6 +115,14 @@ def define_flags() -> flags.FlagValues:
     string("teacher_weights", None, "File or folder of that network's weights; they do not come with jaxdeblur.")
     flags.DEFINE_enum("final", None, FINALS, "How the final image is made from the kernel.", flag_values=values)
     string("reference", None, "The sharp image: aligned PSNR and SSIM are printed and recorded.")
+    flags.DEFINE_float(
+        "max_megapixels",
+        MAX_MEGAPIXELS,
+        "The largest image that is read, in millions of pixels; a larger one is refused before it takes memory.",
+        lower_bound=0.001,
+        upper_bound=1e6,
+        flag_values=values,
+    )
     switch("overwrite", "Replace results that exist already.")
     string("cache_dir", None, "Folder for compiled programs, or 'off' (default: a folder of the user's cache).")
     flags.DEFINE_enum(
@@ -127,8 +149,7 @@ def define_flags() -> flags.FlagValues:
     return values
 
 
-def _main(argv: Sequence[str], relaunch: bool) -> int:
-    values = define_flags()
+def _main(values: flags.FlagValues, argv: Sequence[str], relaunch: bool) -> int:
     _, *unexpected = values(list(argv))
     if values.help:
         print(_help(values))
@@ -166,32 +187,21 @@ def _deblur_all(values: flags.FlagValues, relaunch: bool) -> int:
     for message in messages:
         _say(message)
     jobs = list(zip(images, assign_outputs(images, values.output_dir), strict=True))
+    for folder in {outputs.folder for _, outputs in jobs if isinstance(outputs, Outputs)}:
+        tidy(folder)
+    if settings.checkpoint_dir is not None:
+        tidy(settings.checkpoint_dir)
+    failures = Failures(_complain, values.debug)
     size = values.batch_size if settings.checkpoint_dir is None else 1  # a checkpoint is of one fit
     if values.ray or values.workers > 1 or (len(jobs) > 1 and fits_together(settings.config, size)):
-        failures = run_jobs(jobs, settings, _say, _complain, workers=values.workers, ray_address=values.ray, batch_size=size)
+        run_jobs(jobs, settings, _say, failures, workers=values.workers, ray_address=values.ray, batch_size=size)
     else:
-        failures = sum(not _succeeds(image, outputs, settings, debug=values.debug) for image, outputs in jobs)
+        for image, outputs in jobs:
+            with failures.of(image):
+                run_job(image, outputs, settings, _say)
     if len(images) > 1:
-        _say(f"{len(images) - failures} of {len(images)} images deblurred")
-    return 1 if failures else 0
-
-
-def _succeeds(image: pathlib.Path, outputs: Outputs | InputError, settings: Settings, *, debug: bool) -> bool:
-    """Deblurs one image; a failure is reported and does not end the program."""
-    try:
-        if isinstance(outputs, InputError):
-            raise outputs
-        run_job(image, outputs, settings, _say)
-    except InputError as error:
-        _complain(str(error))
-        return False
-    except Exception as error:
-        if debug:
-            raise
-        cause = " ".join(str(error).split())[:200]
-        _complain(f"{image}: failed unexpectedly, {type(error).__name__}: {cause} (--debug shows where)")
-        return False
-    return True
+        _say(f"{len(images) - failures.count} of {len(images)} images deblurred")
+    return 1 if failures.count else 0
 
 
 def _settings(values: flags.FlagValues, saved: SavedRun | None) -> Settings:
@@ -212,14 +222,17 @@ def _settings(values: flags.FlagValues, saved: SavedRun | None) -> Settings:
         if (values.batch_size or 1) > 1:
             raise InputError("--checkpoint_dir keeps the fit of one image at a time; leave it or --batch_size out")
         remove_if_empty(prepare_folder(checkpoint_dir))
+    limit = values.max_megapixels
+    reference = pathlib.Path(values.reference).expanduser() if values.reference else None
     return Settings(
         config=config,
         seed=seed,
-        kernel=read_kernel(kernel) if kernel else None,
-        reference=read_image(pathlib.Path(values.reference).expanduser()) if values.reference else None,
+        kernel=read_kernel(kernel, max_megapixels=limit) if kernel else None,
+        reference=read_image(reference, max_megapixels=limit) if reference else None,
         overwrite=values.overwrite,
         cache_dir=values.cache_dir,
         checkpoint_dir=checkpoint_dir,
+        max_megapixels=limit,
     )
 
 
@@ -291,19 +304,40 @@ class _SayHandler(logging.Handler):
 
 
 def _set_up_logging() -> None:
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # what it would say, our one-line errors do
     logger = logging.getLogger("jaxdeblur")
     if not logger.handlers:
         logger.addHandler(_SayHandler())
         logger.setLevel(logging.INFO)
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which shall end the program as Ctrl-C does."""
+
+
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Has SIGTERM raise an interrupt as Ctrl-C does, so that what is half done is removed on the way out."""
+    if threading.current_thread() is not threading.main_thread():  # Python lets no other thread see to signals
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one shall not disturb the removal
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
+
+
 def _say(message: str) -> None:
-    print(message, flush=True)
+    write_line(message, sys.stdout)
 
 
 def _complain(message: str) -> None:
-    print(f"jaxdeblur: {message}", file=sys.stderr, flush=True)
+    write_line(f"jaxdeblur: {message}", sys.stderr)
 
 
 if __name__ == "__main__":

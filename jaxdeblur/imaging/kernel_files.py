@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 
 import numpy as np
 
 from jaxdeblur.errors import InputError
 from jaxdeblur.imaging.colour import luma
-from jaxdeblur.imaging.reading import read_image
+from jaxdeblur.imaging.reading import MAX_MEGAPIXELS, read_image, require_plausible
+from jaxdeblur.imaging.untrusted import BoundedFile, decoding
 from jaxdeblur.imaging.writing import write_levels
 
 
-def read_kernel(path: pathlib.Path) -> np.ndarray:
+def read_kernel(path: pathlib.Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> np.ndarray:
     """Reads a blur kernel ``[h, w]`` from an NPY array or an image, scaled to sum to 1.
+
+    Args:
+      path: of the file.
+      max_megapixels: the largest array or image that is decoded, see :func:`jaxdeblur.imaging.reading.read_image`.
 
     Raises:
       InputError: it cannot be read, or is not a non-negative two-dimensional array of odd sides with a positive sum.
     """
-    kernel = _read_npy(path) if path.suffix.lower() == ".npy" else _read_image(path)
+    kernel = (_read_npy if path.suffix.lower() == ".npy" else _read_image)(path, max_megapixels)
     if kernel.ndim != 2:
         raise InputError(f"{path}: a kernel has two dimensions, this array has {kernel.ndim}; save it as [height, width]")
     if not all(side % 2 == 1 and side >= 3 for side in kernel.shape):
@@ -27,9 +33,12 @@ def read_kernel(path: pathlib.Path) -> np.ndarray:
         raise InputError(f"{path}: the kernel holds NaN or infinite values; replace them")
     if (kernel < 0).any():
         raise InputError(f"{path}: the kernel holds negative values; a blur kernel is non-negative, so clip it at 0")
-    total = kernel.sum()
+    with np.errstate(over="ignore"):
+        total = kernel.sum()
     if not total > 0:
         raise InputError(f"{path}: the kernel is zero everywhere; give one with some mass")
+    if total == math.inf:
+        raise InputError(f"{path}: the kernel's values are too large to be added up; scale it to sum to 1")
     return (kernel / total).astype(np.float32)
 
 
@@ -63,20 +72,25 @@ def write_kernel_array(path: pathlib.Path, kernel: np.ndarray) -> None:
     np.save(path, kernel.astype(np.float32))
 
 
-def _read_npy(path: pathlib.Path) -> np.ndarray:
-    try:
-        kernel = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; check the path") from None
-    except (OSError, ValueError, EOFError):
-        raise InputError(f"{path}: not a NumPy array that can be read; save it with numpy.save") from None
-    if not isinstance(kernel, np.ndarray) or kernel.dtype.kind not in "buif":
-        raise InputError(f"{path}: not an array of numbers; save the kernel as a float array with numpy.save")
-    return kernel.astype(np.float64)
+def _read_npy(path: pathlib.Path, max_megapixels: float) -> np.ndarray:
+    damaged, remedy = "not a NumPy array that can be read", "save it with numpy.save"
+    with decoding(path, "a kernel", damaged=damaged, remedy=remedy) as size, BoundedFile(path) as file:
+        # numpy takes all the memory that a header asks for, so it is asked first. Versions above 2 are for named fields.
+        version = np.lib.format.read_magic(file)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read_header(file)
+        if math.prod(shape) * dtype.itemsize > size:
+            raise ValueError(f"its header promises an array of shape {shape}, more than its {size} bytes can hold")
+        require_plausible(path, math.prod(shape), size, max_megapixels)
+        file.seek(0)
+        kernel = np.lib.format.read_array(file, allow_pickle=False)
+        if kernel.dtype.kind not in "buif":
+            raise InputError(f"{path}: not an array of numbers; save the kernel as a float array with numpy.save")
+        return kernel.astype(np.float64)
 
 
-def _read_image(path: pathlib.Path) -> np.ndarray:
-    pixels = read_image(path).pixels.astype(np.float64)
+def _read_image(path: pathlib.Path, max_megapixels: float) -> np.ndarray:
+    pixels = read_image(path, max_megapixels=max_megapixels).pixels.astype(np.float64)
     return luma(pixels) if pixels.ndim == 3 else pixels
 
 

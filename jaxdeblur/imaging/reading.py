@@ -8,18 +8,25 @@ Pillow knows), how many images are in it, what transparency and the samples of a
 
 from __future__ import annotations
 
+import contextlib
+import math
+import os
 import pathlib
 import warnings
+from collections.abc import Iterator
 
 import imageio.v3 as iio
 import numpy as np
 import tifffile
 from PIL import Image, UnidentifiedImageError
 
-from jaxdeblur.errors import InputError
+from jaxdeblur.errors import InputError, describe
 from jaxdeblur.imaging import metadata
 from jaxdeblur.imaging.stored_image import StoredImage, to_pixels
+from jaxdeblur.imaging.untrusted import BoundedFile, decoding
 
+# The default limit. While it is decoded, an image takes up to 50 bytes a pixel.
+MAX_MEGAPIXELS = 200.0
 READABLE = "PNG, JPEG, TIFF, WebP or BMP"
 # Other formats that Pillow knows are left out because some of them would lose bit depth unnoticed.
 _PILLOW_FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP")
@@ -30,63 +37,111 @@ _TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _TIFF_PHOTOMETRICS = {0: "white is zero", 1: "grey", 2: "RGB"}
 # A float image whose brightest value is below this is in another unit, not merely dark.
 _DARKEST_WHITE = 0.05
+# Deflate packs at most 1032 grey pixels into a byte. Some formats pack more of a blank page, where there is nothing to deblur.
+_MOST_PIXELS_PER_BYTE = 2000
 
 
-def read_image(path: pathlib.Path) -> StoredImage:
+def read_image(path: pathlib.Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> StoredImage:
     """Reads a PNG, JPEG, TIFF, WebP or BMP of 8 bits, a grey PNG or any TIFF of 16 bits, or a float TIFF.
 
     Float values in [0, 1] are taken as they are; others are scaled by their extremes, and back again when written.
 
+    Args:
+      path: of the file.
+      max_megapixels: the largest image that is decoded, in millions of pixels, above 0. The header is asked, before memory is
+        taken.
+
     Raises:
-      InputError: the file is missing, empty, damaged, not an image, or could not be written back without loss.
+      InputError: the file is missing, empty, damaged, not an image, too large, or could not be written back without loss.
     """
-    head = _read_head(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # large images and odd EXIF blocks are welcome
-            if head[:4] in _TIFF_SIGNATURES and (image := _read_deep_tiff(path)) is not None:
-                return image
-            return _read_with_pillow(path, head)
-    except InputError:
-        raise
-    except UnidentifiedImageError:
-        raise InputError(f"{path}: not an image that can be read; give a {READABLE} file") from None
-    except Image.DecompressionBombError:
-        raise InputError(f"{path}: more pixels than can be handled; crop or shrink it first") from None
-    except MemoryError:
-        raise
-    except Exception as error:  # decoders fail in many ways, all meaning the same to the user
-        raise InputError(f"{path}: damaged or cut short ({_one_line(error)}); fetch or export it again") from None
-
-
-def _read_head(path: pathlib.Path) -> bytes:
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder where an image file is needed")
-    try:
-        with path.open("rb") as file:
+    again = "fetch or export it again"
+    with decoding(path, "an image", damaged="damaged or cut short", remedy=again) as size, _pillow_limit(max_megapixels):
+        if not size:
+            raise InputError(f"{path}: the file is empty; {again}")
+        with BoundedFile(path) as file:
             head = file.read(32)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; check the path") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be opened ({error.strerror}); check its permissions") from None
-    if not head:
-        raise InputError(f"{path}: the file is empty; fetch or export it again")
-    return head
+        try:
+            if head[:4] in _TIFF_SIGNATURES:
+                with _libtiff_silenced():
+                    return _read_deep_tiff(path, size, max_megapixels) or _read_with_pillow(path, head, size, max_megapixels)
+            return _read_with_pillow(path, head, size, max_megapixels)
+        except UnidentifiedImageError:
+            raise InputError(f"{path}: not an image that can be read; give a {READABLE} file") from None
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+            raise _too_large(path, max_megapixels) from None
 
 
-def _read_with_pillow(path: pathlib.Path, head: bytes) -> StoredImage:
+def require_plausible(path: pathlib.Path, pixels: int, size: int, max_megapixels: float) -> None:
+    """Checks what a header promises before memory is taken for it.
+
+    Args:
+      path: of the file.
+      pixels: that the header promises.
+      size: of the file in bytes.
+      max_megapixels: see :func:`read_image`.
+
+    Raises:
+      ValueError: there are none, or no file of this size holds so many.
+      InputError: there are more than ``max_megapixels``.
+    """
+    if pixels < 1:
+        raise ValueError("its header promises no pixels")
+    if pixels > size * _MOST_PIXELS_PER_BYTE:
+        raise ValueError(f"its header promises {pixels} pixels, far more than its {size} bytes can hold")
+    if pixels > max_megapixels * 1e6:
+        raise _too_large(path, max_megapixels)
+
+
+def _too_large(path: pathlib.Path, max_megapixels: float) -> InputError:
+    return InputError(
+        f"{path}: has more than {max_megapixels:g} megapixels, the most that is read; "
+        "crop or shrink it, or raise --max_megapixels if you trust the file and have the memory"
+    )
+
+
+@contextlib.contextmanager
+def _pillow_limit(max_megapixels: float) -> Iterator[None]:
+    """Sets Pillow's own limit, which holds wherever Pillow opens an image, to ours."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = int(max_megapixels * 1e6)
+    warnings.simplefilter("error", Image.DecompressionBombWarning)  # `decoding` restores the filters
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+@contextlib.contextmanager
+def _libtiff_silenced() -> Iterator[None]:
+    """Keeps libtiff, which Pillow uses, from writing to the terminal: it knows nothing of Python's streams."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # a process without a terminal
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _read_with_pillow(path: pathlib.Path, head: bytes, size: int, max_megapixels: float) -> StoredImage:
     deep = head[:8] == _PNG_SIGNATURE and head[12:16] == b"IHDR" and head[24] == 16
     if deep and head[25] != _PNG_GREY:
         raise _deep_png_error(path)
     # Open files, not paths: in a path imageio gives "~" and ".zip" a meaning of its own, and Pillow maps uncompressed TIFFs
     # into memory and then scrambles those that EXIF turns by 90°.
-    with path.open("rb") as file, Image.open(file, formats=_PILLOW_FORMATS) as header:
+    with BoundedFile(path) as file, Image.open(file, formats=_PILLOW_FORMATS) as header:
+        require_plausible(path, header.width * header.height, size, max_megapixels)
         _require_single_frame(path, header)
         source_format = header.format or ""
         if deep and "transparency" in header.info:
             raise _deep_png_error(path)
         mode = None if deep else _plain_mode(path, header)
-        with path.open("rb") as again, iio.imopen(again, "r", plugin="pillow") as body:
+        with BoundedFile(path) as again, iio.imopen(again, "r", plugin="pillow") as body:
             samples = body.read(index=0, mode=mode)
             # Asked of the decoded image: Pillow turns TIFFs upright by itself and then drops the tag.
             orientation = body.metadata(index=0, exclude_applied=False).get("Orientation")
@@ -131,7 +186,7 @@ def _require_single_frame(path: pathlib.Path, image: Image.Image) -> None:
 def _is_tiff_with_previews(path: pathlib.Path, image: Image.Image) -> bool:
     if image.format != "TIFF":
         return False
-    with tifffile.TiffFile(path) as tiff:
+    with BoundedFile(path) as file, tifffile.TiffFile(file) as tiff:
         return _full_pages(tiff) == 1
 
 
@@ -153,10 +208,14 @@ def _plain_mode(path: pathlib.Path, image: Image.Image) -> str:
     raise InputError(f"{path}: colours are stored as {image.mode}, which is not supported; convert it to RGB or grey")
 
 
-def _read_deep_tiff(path: pathlib.Path) -> StoredImage | None:
+def _read_deep_tiff(path: pathlib.Path, size: int, max_megapixels: float) -> StoredImage | None:
     """Reads a TIFF of 16-bit or float samples; None if it is of 8 bits or fewer, which Pillow reads."""
-    with tifffile.TiffFile(path) as tiff:
+    with BoundedFile(path) as file, tifffile.TiffFile(file) as tiff:
         page = tiff.pages.first
+        # A tile is decoded as a whole, even where it is larger than the image.
+        require_plausible(path, page.imagewidth * page.imagelength, size, max_megapixels)
+        if page.is_tiled:
+            require_plausible(path, page.tilewidth * page.tilelength * page.tiledepth, size, max_megapixels)
         kind = np.dtype(page.dtype).kind if page.dtype is not None else ""
         if kind in "ub" and page.bitspersample <= 8:
             return None
@@ -168,8 +227,16 @@ def _read_deep_tiff(path: pathlib.Path) -> StoredImage | None:
             )
         if page.photometric not in _TIFF_PHOTOMETRICS:
             raise InputError(f"{path}: colours of kind {page.photometric} are not supported; convert it to RGB or grey")
+        axes, shape, extras = page.axes, page.shape, page.extrasamples
+        channels = 1 if axes == "YX" else shape[axes.index("S")] if axes in ("YXS", "SYX") else 0
+        if channels - len(extras) not in (1, 3) or len(extras) > 1:
+            raise InputError(f"{path}: a TIFF of shape {shape} is not a grey or RGB image; convert it to one")
+        if len(page.dataoffsets) < math.prod(page.chunked):  # tifffile would fill the gaps with black
+            raise ValueError(
+                f"it holds {len(page.dataoffsets)} of the {math.prod(page.chunked)} parts that its header promises"
+            )
         try:
-            with path.open("rb") as file, iio.imopen(file, "r", plugin="tifffile") as body:
+            with BoundedFile(path) as again, iio.imopen(again, "r", plugin="tifffile") as body:
                 samples = body.read(index=..., page=0)
         except ValueError as error:
             if "imagecodecs" not in str(error):
@@ -179,14 +246,11 @@ def _read_deep_tiff(path: pathlib.Path) -> StoredImage | None:
                 f"{path}: {compression} compression is not supported at this bit depth; "
                 "save it with deflate or no compression, or run pip install imagecodecs"
             ) from None
-        axes, extras, inverted = page.axes, page.extrasamples, page.photometric == 0
+        inverted = page.photometric == 0
         icc = bytes(page.iccprofile or b"")
         exif = _tiff_exif(path, tiff)
     if axes == "SYX":
-        samples, axes = np.moveaxis(samples, 0, -1), "YXS"
-    colours = 1 if axes == "YX" else samples.shape[-1] - len(extras)
-    if axes not in ("YX", "YXS") or colours not in (1, 3) or len(extras) > 1:
-        raise InputError(f"{path}: a TIFF of shape {samples.shape} is not a grey or RGB image; convert it to one")
+        samples = np.moveaxis(samples, 0, -1)
     if samples.dtype.kind == "f" and not np.isfinite(samples).all():
         bad = int(samples.size - np.isfinite(samples).sum())
         raise InputError(f"{path}: {bad} samples are NaN or infinite; replace them before deblurring")
@@ -194,6 +258,8 @@ def _read_deep_tiff(path: pathlib.Path) -> StoredImage | None:
     samples, alpha = _split_alpha(samples)
     if samples.dtype.kind == "f":
         black, white = _float_range(samples)
+        if not math.isfinite(white - black):
+            raise InputError(f"{path}: values from {black:g} to {white:g} are too far apart; scale them to [0, 1]")
     else:
         black, white = 0.0, float(np.iinfo(samples.dtype).max)
     if inverted:
@@ -219,7 +285,7 @@ def _tiff_exif(path: pathlib.Path, tiff: tifffile.TiffFile) -> Image.Exif:
     # Pillow cannot open every float TIFF, but its EXIF reader can be pointed at the first directory.
     exif = Image.Exif()
     exif.endian, exif.bigtiff = tiff.byteorder, tiff.is_bigtiff
-    with path.open("rb") as file:
+    with BoundedFile(path) as file:
         exif.load_from_fp(file, tiff.pages.first.offset)
         for directory in (metadata.EXIF, metadata.GPS):
             exif.get_ifd(directory)  # read while the file is open
@@ -246,14 +312,9 @@ def _carry(exif: Image.Exif, size: tuple[int, int]) -> tuple[bytes, tuple[str, .
     try:
         return metadata.carried_exif(exif, size), ()
     except Exception as error:  # a malformed block must not stand between the user and the image
-        return b"", (f"the EXIF block is malformed and was not carried over ({_one_line(error)})",)
+        return b"", (f"the EXIF block is malformed and was not carried over ({describe(error, 120)})",)
 
 
 def _suffix(path: pathlib.Path, target: str) -> str:
     own = path.suffix.lower()
     return own if own in _SUFFIXES[target] else _SUFFIXES[target][0]
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text[:120] if text else type(error).__name__

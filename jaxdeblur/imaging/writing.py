@@ -1,14 +1,11 @@
-"""Writing results: whole files or none.
+"""Writing results as images.
 
 Files are opened here and handed to imageio open, because in a path it gives "~" and ".zip" a meaning of its own.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import pathlib
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import imageio.v3 as iio
@@ -17,25 +14,6 @@ from imageio.plugins.tifffile_v3 import TifffilePlugin
 
 from jaxdeblur.imaging import metadata
 from jaxdeblur.imaging.stored_image import StoredImage
-
-
-@contextlib.contextmanager
-def staged(paths: Sequence[pathlib.Path]) -> Iterator[list[pathlib.Path]]:
-    """Lends temporary names beside ``paths``; on leaving, renames them into place, or removes them if anything failed.
-
-    A reader of ``paths`` never sees half a file, and a failure in the last one leaves none of the others behind.
-
-    Yields:
-      One temporary path for each of ``paths``, in the same folder.
-    """
-    temporaries = [path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}") for path in paths]
-    try:
-        yield temporaries
-        for temporary, path in zip(temporaries, paths, strict=True):
-            temporary.replace(path)
-    finally:
-        for temporary in temporaries:
-            temporary.unlink(missing_ok=True)
 
 
 def write_image(path: pathlib.Path, image: StoredImage, restored: np.ndarray) -> None:

@@ -17,12 +17,13 @@ import signal
 import socket
 import sys
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from multiprocessing import connection
 from typing import Any, Generic, Protocol, TypeVar
 
-from jaxdeblur.errors import InputError
+from jaxdeblur.errors import InputError, describe
 
 LOCAL = "local"
 _CONNECT_SECONDS = 10
@@ -45,12 +46,34 @@ class Outcome(Generic[Value]):
       value: what the function returned, or None if it failed.
       errors: of its failed attempts, one line each; the item failed if ``value`` did not come in the end.
       failed: whether the attempts are used up without a value.
+      trace: the stack trace of the last failed attempt; None if its error is one for the user (InputError) or its worker died.
+      starved: whether the last failed attempt's worker was killed for lack of memory.
     """
 
     index: int
     value: Value | None
     errors: tuple[str, ...]
     failed: bool
+    trace: str | None = None
+    starved: bool = False
+
+
+class TaskError(Exception):
+    """A task failed unexpectedly in another process. Its cause holds the stack trace from there."""
+
+    @classmethod
+    def of(cls, outcome: Outcome[Any]) -> TaskError:
+        """The last error of an outcome that failed."""
+        error = cls(outcome.errors[-1])
+        error.__cause__ = _RemoteTrace(outcome.trace)
+        return error
+
+
+class _RemoteTrace(Exception):
+    """Shown by Python above the error that it caused."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
 
 
 def map_tasks(
@@ -62,12 +85,14 @@ def map_tasks(
     num_cpus: float = 1.0,
     num_gpus: float | None = None,
     attempts: int = 2,
+    alone: bool = False,
 ) -> Generator[Outcome[Value], None, None]:
     """Applies ``function`` to every item and yields the outcomes as they come, in any order.
 
-    An item whose function raises is tried again (``attempts`` in all); one whose worker dies is handed out again, up to three
-    times. Only as many items are drawn from ``items`` as there is room for, so they may be loaded on the way. Close the
-    iterator (``contextlib.closing``) to stop early: running tasks are then abandoned and their processes ended.
+    An item whose function raises, or whose worker is killed for lack of memory, is tried again (``attempts`` in all); one whose
+    worker dies otherwise is handed out again, up to three times. Only as many items are drawn from ``items`` as there is room
+    for, so they may be loaded on the way. Close the iterator (``contextlib.closing``) to stop early: running tasks are then
+    abandoned and their processes ended.
 
     Args:
       function: of one item; defined at the top level of a module. With Ray it is sent by value unless it is part of this
@@ -77,7 +102,8 @@ def map_tasks(
       ray_address: of a Ray cluster (such as ``10.0.0.1:6379`` or ``auto``), or ``local`` to start one on this machine.
       num_cpus: CPUs that Ray shall reserve for a task.
       num_gpus: GPUs that Ray shall reserve for a task, fractions allowed; None for one if the cluster has any.
-      attempts: see above.
+      attempts: see above, 1 or more.
+      alone: whether only one item is worked on at a time, with no idle process beside it that takes memory.
 
     Yields:
       One outcome per item.
@@ -85,13 +111,13 @@ def map_tasks(
     Raises:
       InputError: Ray is not installed or its cluster cannot be reached.
     """
-    team = _team(function, workers, ray_address, num_cpus, num_gpus)
+    team = _team(function, workers, ray_address, num_cpus, num_gpus, alone)
     source = (_Task(index, item) for index, item in enumerate(items))
     again: deque[_Task] = deque()
     running: dict[Any, _Task] = {}
     try:
         while True:
-            while team.has_room(len(running)):
+            while team.has_room(len(running)) and not (alone and running):
                 task = again.popleft() if again else next(source, None)
                 if task is None:
                     break
@@ -100,21 +126,23 @@ def map_tasks(
                 return
             handle = team.wait(list(running))
             task = running.pop(handle)
+            starved = False
             try:
-                value, error = team.result(handle)
+                value, failure = team.result(handle)
             except _WorkerDiedError as death:
+                value, failure, starved = None, _Failure(f"its worker died ({death})"), death.starved
                 task.deaths += 1
-                value, error = None, f"its worker died ({death})"
+                task.attempts += starved
             else:
                 task.attempts += 1
-            if error is None:
+            if failure is None:
                 yield Outcome(task.index, value, tuple(task.errors), failed=False)
                 continue
-            task.errors.append(error)
+            task.errors.append(failure.message)
             if task.attempts < attempts and task.deaths < _MAX_DEATHS:
                 again.append(task)
             else:
-                yield Outcome(task.index, None, tuple(task.errors), failed=True)
+                yield Outcome(task.index, None, tuple(task.errors), True, failure.trace, starved)
     finally:
         team.close()
 
@@ -124,7 +152,8 @@ def map_batches(
 ) -> Generator[Outcome[Value], None, None]:
     """:func:`map_tasks` for a function of several items at once.
 
-    What was in a batch that failed is tried once more, each item alone, so that one bad item costs the others nothing.
+    What was in a batch that failed is tried once more, each item by itself, so that one bad item costs the others nothing. If
+    memory ran out, nothing else runs beside it.
 
     Args:
       function: of a list of items; one value for each.
@@ -145,22 +174,25 @@ def map_batches(
             handed_out[place] = [(next(numbers), item) for item in batch]
             yield batch
 
-    failed: list[tuple[int, Item, tuple[str, ...]]] = []
+    failed: dict[bool, list[tuple[int, Item, tuple[str, ...]]]] = {False: [], True: []}  # True: for lack of memory
     with contextlib.closing(map_tasks(function, numbered(), attempts=1, **how)) as outcomes:
         for outcome in outcomes:
             batch = handed_out.pop(outcome.index)
             if outcome.value is None:
-                failed += [(index, item, outcome.errors) for index, item in batch]
+                failed[outcome.starved] += [(index, item, outcome.errors) for index, item in batch]
                 continue
             for (index, _), value in zip(batch, outcome.value, strict=True):
                 yield Outcome(index, value, outcome.errors, failed=False)
-    if not failed:
-        return
-    with contextlib.closing(map_tasks(function, ([item] for _, item, _ in failed), attempts=1, **how)) as outcomes:
-        for outcome in outcomes:
-            index, _, errors = failed[outcome.index]
-            alone = None if outcome.value is None else outcome.value[0]
-            yield Outcome(index, alone, (*errors, *outcome.errors), outcome.failed)
+    for alone, again in failed.items():
+        if not again:
+            continue
+        single = ([item] for _, item, _ in again)
+        with contextlib.closing(map_tasks(function, single, attempts=1, alone=alone, **how)) as outcomes:
+            for outcome in outcomes:
+                index, _, errors = again[outcome.index]
+                single_value = None if outcome.value is None else outcome.value[0]
+                every = (*errors, *outcome.errors)
+                yield Outcome(index, single_value, every, outcome.failed, outcome.trace, outcome.starved)
 
 
 @dataclasses.dataclass
@@ -175,8 +207,20 @@ class _Task:
 class _WorkerDiedError(Exception):
     """The process that had the task is gone."""
 
+    def __init__(self, how: str, *, starved: bool = False) -> None:
+        super().__init__(how)
+        self.starved = starved
 
-_Answer = tuple[Any, str | None]  # what the function returned, and the error if it raised one
+
+@dataclasses.dataclass(frozen=True)
+class _Failure:
+    """Why a task failed: one line, and the stack trace of what nobody expected."""
+
+    message: str
+    trace: str | None = None
+
+
+_Answer = tuple[Any, _Failure | None]  # what the function returned, and the failure if it raised an error
 
 
 class _Team(Protocol):
@@ -194,18 +238,25 @@ class _Team(Protocol):
 
 
 def _team(
-    function: Callable[[Any], Any], workers: int, ray_address: str | None, num_cpus: float, num_gpus: float | None
+    function: Callable[[Any], Any],
+    workers: int,
+    ray_address: str | None,
+    num_cpus: float,
+    num_gpus: float | None,
+    alone: bool,
 ) -> _Team:
     if ray_address is not None:
         return _Ray(function, ray_address, workers, num_cpus, num_gpus)
-    return _Processes(function, workers) if workers > 1 else _Here(function)
+    return _Processes(function, 1 if alone else workers) if workers > 1 else _Here(function)
 
 
 def _attempt(function: Callable[[Any], Any], item: Any) -> _Answer:
     try:
         return function(item), None
+    except InputError as error:
+        return None, _Failure(str(error))
     except Exception as error:
-        return None, " ".join(f"{type(error).__name__}: {error}".split())
+        return None, _Failure(describe(error), traceback.format_exc())
 
 
 class _Here:
@@ -273,7 +324,7 @@ class _Processes:
             handle.close()
             process.join()
             self._free.append(self._start())
-            raise _WorkerDiedError(f"exit code {process.exitcode}") from None
+            raise _death(process.exitcode) from None
         self._free.append((handle, process))
         return answer
 
@@ -282,6 +333,15 @@ class _Processes:
             process.kill()
             process.join()
             pipe.close()
+
+
+def _death(exit_code: int) -> _WorkerDiedError:
+    if exit_code >= 0:
+        return _WorkerDiedError(f"exit code {exit_code}")
+    name = signal.Signals(-exit_code).name
+    if name == "SIGKILL":
+        return _WorkerDiedError("killed by SIGKILL, as the system does when memory runs out", starved=True)
+    return _WorkerDiedError(f"killed by {name}")
 
 
 def _serve(pipe: connection.Connection, function: Callable[[Any], Any]) -> None:
@@ -324,6 +384,7 @@ class _Ray:
             raise InputError(f"--ray={address} needs Ray: install jaxdeblur's extra 'cluster', or leave --ray out") from None
         _require_reachable(address)
         own: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False} if address == LOCAL else {}
+        before = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -331,6 +392,8 @@ class _Ray:
             raise InputError(
                 f"--ray={address}: cannot join this Ray cluster ({reason}); start it, or give --ray=local"
             ) from None
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)  # Ray puts its own in its place, which ends the process on the spot
         self._ray = ray
         if num_gpus is None:
             num_gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
@@ -361,7 +424,8 @@ class _Ray:
         try:
             answer: _Answer = self._ray.get(handle)
         except self._ray.exceptions.RayError as error:
-            raise _WorkerDiedError(type(error).__name__) from None
+            starved = isinstance(error, self._ray.exceptions.OutOfMemoryError)
+            raise _WorkerDiedError(type(error).__name__, starved=starved) from None
         return answer
 
     def close(self) -> None:

@@ -20,17 +20,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxdeblur.config import COMPRESSED_NOISE_STD, SMALLEST_SIDE, Config
-from jaxdeblur.errors import InputError
+from jaxdeblur.errors import InputError, describe
 from jaxdeblur.imaging.colour import grey
 from jaxdeblur.imaging.kernel_files import require_kernel_fits, write_kernel_array, write_kernel_image
 from jaxdeblur.imaging.preview import write_preview
-from jaxdeblur.imaging.reading import read_image
+from jaxdeblur.imaging.reading import MAX_MEGAPIXELS, read_image
 from jaxdeblur.imaging.selection import Outputs, prepare_folder, remove_if_empty
+from jaxdeblur.imaging.staging import staged
 from jaxdeblur.imaging.stored_image import StoredImage
 from jaxdeblur.imaging.trace import write_trace
-from jaxdeblur.imaging.writing import staged, write_grey, write_image
+from jaxdeblur.imaging.writing import write_grey, write_image
 from jaxdeblur.jobs import batches
-from jaxdeblur.jobs.cluster import map_batches
+from jaxdeblur.jobs.cluster import TaskError, map_batches
 from jaxdeblur.jobs.progress import show_progress
 from jaxdeblur.jobs.report import write_report
 from jaxdeblur.version import __version__
@@ -51,6 +52,7 @@ class Settings:
       overwrite: whether results that exist are replaced.
       cache_dir: folder of compiled programs, ``off``, or None for the default.
       checkpoint_dir: folder for the states of unfinished fits, or None for keeping none.
+      max_megapixels: the largest image that is read, in millions of pixels, above 0.
     """
 
     config: Config
@@ -60,6 +62,39 @@ class Settings:
     overwrite: bool
     cache_dir: str | None
     checkpoint_dir: pathlib.Path | None = None
+    max_megapixels: float = MAX_MEGAPIXELS
+
+
+@dataclasses.dataclass
+class Failures:
+    """Tells of the images that fail, so that one that does costs the others nothing, and counts them.
+
+    Attributes:
+      complain: called with a line for every failure.
+      debug: whether an unexpected error ends the program, so that Python shows where it came from.
+      count: failures so far.
+    """
+
+    complain: Callable[[str], None]
+    debug: bool = False
+    count: int = 0
+
+    @contextlib.contextmanager
+    def of(self, path: pathlib.Path) -> Iterator[None]:
+        """Surrounds the work on the image at ``path``; errors end here."""
+        try:
+            yield
+        except InputError as error:
+            message = str(error)
+        except Exception as error:
+            if self.debug:
+                raise
+            cause = str(error) if isinstance(error, TaskError) else describe(error)
+            message = f"{path}: failed, {cause} (--debug shows where)"
+        else:
+            return
+        self.complain(message)
+        self.count += 1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,12 +131,20 @@ def run_tasks(tasks: Sequence[Task]) -> list[tuple[Result, float]]:
     return [(result, seconds) for result in results]
 
 
-def run_job(path: pathlib.Path, outputs: Outputs, settings: Settings, log: Callable[[str], None]) -> None:
+def run_job(path: pathlib.Path, outputs: Outputs | InputError, settings: Settings, log: Callable[[str], None]) -> None:
     """Deblurs the image at ``path`` in this process and writes its results, all of them or none.
+
+    Args:
+      path: of the image.
+      outputs: where its results go, or why it has no place for them.
+      settings: as for all images.
+      log: called with a line for its success.
 
     Raises:
       InputError: the image, or something else that the user gave, cannot be used.
     """
+    if isinstance(outputs, InputError):
+        raise outputs
     image = _open(path, outputs, settings)
     made = prepare_folder(outputs.folder)
     try:
@@ -115,26 +158,23 @@ def run_jobs(
     jobs: Iterable[tuple[pathlib.Path, Outputs | InputError]],
     settings: Settings,
     log: Callable[[str], None],
-    complain: Callable[[str], None],
+    failures: Failures,
     *,
     workers: int = 1,
     ray_address: str | None = None,
     batch_size: int | None = None,
-) -> int:
+) -> None:
     """Deblurs images in several processes, or on the machines of a Ray cluster, and writes their results here.
 
     Args:
       jobs: images and where their results go, or why an image has no place for them.
       settings: for all of them.
       log: called with a line for every success.
-      complain: called with a line for every failure.
+      failures: told of every failure.
       workers: processes, or with a local Ray its CPUs.
       ray_address: of a Ray cluster, or ``local``.
       batch_size: images of one size whose deep priors are fitted together; None for one on a CPU or in a cluster, else as
         many as the accelerator's memory holds.
-
-    Returns:
-      The number of failures.
 
     Raises:
       InputError: there is no such cluster.
@@ -142,20 +182,16 @@ def run_jobs(
     shows_progress = workers == 1 and ray_address is None  # one thing at a time
     under_way: dict[int, _Opened] = {}
     numbers = itertools.count()
-    failures = 0
 
     def opened() -> Iterator[_Opened]:
-        nonlocal failures
         for path, outputs in jobs:
-            try:
+            one = None
+            with failures.of(path):
                 if isinstance(outputs, InputError):
                     raise outputs
-                image = _open(path, outputs, settings)
-            except InputError as error:
-                complain(str(error))
-                failures += 1
-                continue
-            yield _Opened(path, image, outputs)
+                one = _Opened(path, _open(path, outputs, settings), outputs)
+            if one is not None:
+                yield one
 
     def size(one: _Opened) -> int:
         shape = one.image.pixels.shape
@@ -169,18 +205,18 @@ def run_jobs(
     with contextlib.closing(map_batches(run_tasks, tasks(), workers=workers, ray_address=ray_address)) as outcomes:
         for outcome in outcomes:
             one = under_way.pop(outcome.index)
-            try:
+            with failures.of(one.path):
+                if outcome.value is None and outcome.trace is not None:
+                    raise TaskError.of(outcome)
                 if outcome.value is None:
                     raise InputError(f"{one.path}: failed, {outcome.errors[-1]}")
+                for error in outcome.errors:
+                    log(f"{one.path}: note: tried again, because at first it failed: {error}")
                 made = prepare_folder(one.outputs.folder)
                 try:
                     _finish(one.path, one.image, one.outputs, settings, *outcome.value, log)
                 finally:
                     remove_if_empty(made)
-            except InputError as error:
-                complain(str(error))
-                failures += 1
-    return failures
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -192,7 +228,7 @@ class _Opened:
 
 def _open(path: pathlib.Path, outputs: Outputs, settings: Settings) -> StoredImage:
     """Reads an image and refuses what would fail later."""
-    image = read_image(path)
+    image = read_image(path, max_megapixels=settings.max_megapixels)
     _check(path, image, outputs, settings)
     return image
 
@@ -320,7 +356,7 @@ def _write(
     seconds: float,
 ) -> None:
     try:
-        with staged(final_paths) as (deblurred, kernel_image, kernel_array, preview, *more, report):
+        with staged(final_paths, replace=settings.overwrite) as (deblurred, kernel_image, kernel_array, preview, *more, report):
             write_image(deblurred, image, result.restored)
             write_kernel_image(kernel_image, result.kernel)
             write_kernel_array(kernel_array, result.kernel)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol
+from typing import Protocol, TextIO
+
+from jaxdeblur.errors import printable
 
 _SECONDS_BETWEEN_LINES = 5.0
 
@@ -17,6 +20,22 @@ class ProgressCallback(Protocol):
     def __call__(self, phase: str, step: int, total: int, metrics: Mapping[str, float]) -> None: ...
 
 
+def write_line(text: str, stream: TextIO | None = None) -> None:
+    """Writes ``text`` as one line to ``stream``, by default the standard output.
+
+    A terminal that is gone, a pipe that nobody reads or a log file on a full disk is no reason to stop: nothing more is then
+    written to it.
+    """
+    stream = sys.stdout if stream is None else stream
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    line = printable(text).encode(encoding, "backslashreplace").decode(encoding)
+    try:
+        print(line, file=stream, flush=True)
+    except OSError:
+        with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
+
+
 @contextlib.contextmanager
 def show_progress(name: str) -> Iterator[ProgressCallback]:
     """Lends a callback that shows phase, step, metrics and time left of the image called ``name``."""
@@ -24,7 +43,7 @@ def show_progress(name: str) -> Iterator[ProgressCallback]:
         with _bar(name) as callback:
             yield callback
     else:
-        yield log_lines(name, print)
+        yield log_lines(name, write_line)
 
 
 def log_lines(

@@ -37,4 +37,5 @@ def write_report(path: pathlib.Path, report: Mapping[str, Any]) -> None:
     """Writes ``report`` as indented JSON, each list of numbers on one line, ending in a newline."""
     text = json.dumps(to_json(report), indent=2, ensure_ascii=False, allow_nan=False)
     text = _NUMBERS.sub(lambda match: f"[{' '.join(match[1].split())}]", text)
-    path.write_text(text + "\n", encoding="utf-8")
+    # File names may hold bytes that are no text; JSON writes them as Python does.
+    path.write_bytes((text + "\n").encode("utf-8", "backslashreplace"))

@@ -13,8 +13,12 @@ from cattrs.strategies import configure_tagged_union
 
 from jaxdeblur.config import Config, ImageGeneratorConfig, KernelGeneratorConfig
 from jaxdeblur.errors import InputError
+from jaxdeblur.imaging.untrusted import decoding
 from jaxdeblur.version import __version__
 
+LARGEST_SEED = 2**63 - 1  # that jax takes
+# Of a report; those of the longest fits have a few megabytes.
+_MOST_BYTES = 100_000_000
 # Fields of the configuration that reports of earlier versions hold under another name: their place, the old and the new name.
 _RENAMED = (("initialiser", "camera_blur_std", "image_softness_std"),)
 
@@ -44,24 +48,30 @@ def read_saved_run(path: pathlib.Path) -> SavedRun:
     Raises:
       InputError: it cannot be read, or holds no configuration that this version understands.
     """
-    try:
+    kind, damaged, remedy = "a report of a run", "is no report of a run", "give NAME_report.json"
+    with decoding(path, kind, damaged=damaged, remedy=remedy, most_bytes=_MOST_BYTES):
         report = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; give a report (NAME_report.json) of an earlier run") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as a report ({type(error).__name__}); give NAME_report.json") from None
-    try:
         stem = path.name.removesuffix("_report.json")
         return SavedRun(
-            config=config_from_json(report["config"]),
-            seed=int(report["seed"]),
+            config=_config(report["config"]),
+            seed=_seed(report["seed"]),
             image=path.parent / report["input"]["path"],
             kernel=path.with_name(f"{stem}_kernel.npy") if report["known_kernel"] else None,
-            versions={"jaxdeblur": report["version"], "jax": report["jax_version"]},
+            versions={"jaxdeblur": str(report["version"]), "jax": str(report["jax_version"])},
         )
-    except (KeyError, TypeError, ValueError) as error:
-        detail = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else str(error)
-        raise InputError(f"{path}: is no report of a run ({detail}); give NAME_report.json") from None
+
+
+def _config(value: Any) -> Config:
+    try:
+        return config_from_json(value)
+    except InputError as error:
+        raise ValueError(str(error)) from None  # it names a setting; what the user gave is the report
+
+
+def _seed(value: Any) -> int:
+    if not isinstance(value, int) or not 0 <= value <= LARGEST_SEED:
+        raise ValueError(f"the seed {value!r} is none")
+    return value
 
 
 def version_notes(saved: SavedRun) -> list[str]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import tempfile
 from pathlib import Path
 
 import flax
@@ -15,6 +13,7 @@ import numpy as np
 import optax
 
 from jaxdeblur.errors import InputError
+from jaxdeblur.imaging.staging import staged
 from jaxdeblur.optimise.stopping import Stopping
 
 
@@ -54,14 +53,8 @@ def save_checkpoint(path: Path, state: TrainState, history: dict[str, np.ndarray
         {"identity": identity, "state": flax.serialization.to_state_dict(jax.device_get(plain)), "history": history}
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with staged([path]) as (temporary,):
+        temporary.write_bytes(content)
 
 
 def load_checkpoint(path: Path, template: TrainState, identity: str) -> tuple[TrainState, dict[str, np.ndarray]]:

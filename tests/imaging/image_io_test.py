@@ -13,7 +13,8 @@ from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 
 from jaxdeblur.errors import InputError
 from jaxdeblur.imaging.reading import read_image
-from jaxdeblur.imaging.writing import staged, write_image
+from jaxdeblur.imaging.staging import staged
+from jaxdeblur.imaging.writing import write_image
 
 # An ICC profile needs no meaning to be carried, only its signature where Pillow looks for it.
 ICC = bytes(36) + b"acsp" + bytes(88)

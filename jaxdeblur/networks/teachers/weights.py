@@ -14,12 +14,14 @@ numbers and text.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import io
 import math
 import os
 import pathlib
 import pickle
+import pickletools
 import re
 import struct
 import sys
@@ -35,6 +37,8 @@ import numpy as np
 from absl import flags
 
 from jaxdeblur.errors import InputError
+from jaxdeblur.imaging.staging import staged
+from jaxdeblur.imaging.untrusted import decoding
 from jaxdeblur.networks.teachers import dmphn, dwdn
 
 TEACHERS = ("dmphn", "dwdn")
@@ -66,6 +70,8 @@ _DTYPES = {
     "ByteStorage": np.dtype("u1"),
     "BoolStorage": np.dtype("?"),
 }
+# Larger files are refused unread; the published weights have 29 MB.
+_MOST_BYTES = 1_000_000_000
 # More than this many names are counted, not listed.
 _NAMES_LISTED = 3
 
@@ -99,7 +105,8 @@ def load_teacher(name: str, path: str | os.PathLike[str] | None) -> dict[str, An
         found = _converted(name, read_checkpoint(place), place)
     else:
         found = _from_own_file(name, place)
-    _check(name, found, place)
+    with _decoding(place, "damaged", "get it again"):
+        _check(name, found, place)
     tree = flax.traverse_util.unflatten_dict(found, sep="/")
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), tree)
 
@@ -116,11 +123,10 @@ def save_teacher(path: str | os.PathLike[str], name: str, params: Mapping[str, A
       InputError: the file cannot be written.
     """
     place = pathlib.Path(path).expanduser()
-    partial = place.with_name(place.name + ".partial")
     plain = jax.tree.map(np.asarray, flax.serialization.to_state_dict(params))
     try:
-        partial.write_bytes(flax.serialization.msgpack_serialize({"teacher": name, "params": plain}))
-        os.replace(partial, place)
+        with staged([place]) as (partial,):
+            partial.write_bytes(flax.serialization.msgpack_serialize({"teacher": name, "params": plain}))
     except OSError as error:
         raise InputError(f"{place} cannot be written ({error.strerror}): give another place") from None
 
@@ -137,21 +143,20 @@ def read_checkpoint(path: pathlib.Path) -> dict[str, np.ndarray]:
     Raises:
       InputError: it is damaged, holds no tensors, or names anything but tensors.
     """
-    try:
+    with _decoding(path, "damaged or no PyTorch checkpoint", "get it again"):
         raw = path.read_bytes()
-        content, storages = _read_zip(raw) if raw.startswith(b"PK") else _read_legacy(raw)
+        try:
+            content, storages = _read_zip(raw) if raw.startswith(b"PK") else _read_legacy(raw)
+        except _RefusedError as error:
+            raise InputError(
+                f"{path} asks for {error} to be called, which no checkpoint of tensors does: refused, nothing was executed; "
+                "get the weights from a source that you trust"
+            ) from None
         tensors = {name: value for name, value in _state_dict(content).items() if isinstance(value, _Tensor)}
+        # Many tensors could share one storage, and each is copied.
+        if sum(tensor.num_bytes for tensor in tensors.values()) > len(raw):
+            raise ValueError("its tensors are larger than the file")
         arrays = {name: tensor.resolve(storages) for name, tensor in tensors.items()}
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})") from None
-    except _RefusedError as error:
-        raise InputError(
-            f"{path} asks for {error} to be called, which no checkpoint of tensors does: refused, nothing was executed; get "
-            "the weights from a source that you trust"
-        ) from None
-    # What a damaged pickle raises is not limited to a few types.
-    except Exception as error:
-        raise InputError(f"{path} is damaged or no PyTorch checkpoint ({type(error).__name__}): get it again") from None
     if not arrays:
         raise InputError(f"{path} holds no named tensors: give a checkpoint that was saved as a state dict")
     prefixed = all(name.startswith("module.") for name in arrays)
@@ -172,6 +177,11 @@ class _Tensor:
     offset: int = 0
     shape: tuple[int, ...] = ()
     strides: tuple[int, ...] = ()
+
+    @property
+    def num_bytes(self) -> int:
+        """What the tensor takes by itself."""
+        return math.prod(self.shape) * _DTYPES[self.dtype].itemsize
 
     def resolve(self, read: Callable[[str, int], bytes]) -> np.ndarray:
         """The array, from a reader of storages that takes key and number of bytes.
@@ -226,6 +236,7 @@ class _TensorUnpickler(pickle.Unpickler):
     """
 
     def __init__(self, file: io.BytesIO) -> None:
+        _require_modest(file)
         super().__init__(file, encoding="utf-8")
         self.widths: dict[str, int] = {}
 
@@ -248,6 +259,22 @@ def _unpickle(file: io.BytesIO) -> Any:
     return _TensorUnpickler(file).load()
 
 
+def _require_modest(file: io.BytesIO) -> None:
+    """Refuses a pickle that would have its reader take memory without bound, before it is read.
+
+    The reader keeps what is to be used again in a list, and makes it as long as the pickle says. Pickles number what they
+    keep from 0, so no number exceeds their length.
+
+    Raises:
+      ValueError: such a number is larger than the file, or the pickle is damaged.
+    """
+    begin = file.tell()
+    for operation, argument, _ in pickletools.genops(file):
+        if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= int(argument or 0) <= len(file.getbuffer()):
+            raise ValueError("a memo beyond the end")
+    file.seek(begin)
+
+
 def _read_zip(raw: bytes) -> tuple[Any, Callable[[str, int], bytes]]:
     """Content and storages of a zip checkpoint: ``NAME/data.pkl`` and ``NAME/data/KEY``."""
     archive = zipfile.ZipFile(io.BytesIO(raw))
@@ -257,9 +284,12 @@ def _read_zip(raw: bytes) -> tuple[Any, Callable[[str, int], bytes]]:
     if f"{top}byteorder" in entries and archive.read(f"{top}byteorder") != b"little":
         raise ValueError("big-endian numbers")
 
+    if any(entry.compress_type != zipfile.ZIP_STORED or entry.file_size > len(raw) for entry in entries.values()):
+        raise ValueError("a part is compressed")  # PyTorch stores them as they are; compressed ones could be of any size
+
     def read(key: str, size: int) -> bytes:
         entry = entries[f"{top}data/{key}"]
-        if entry.file_size != size or entry.compress_type != zipfile.ZIP_STORED:
+        if entry.file_size != size:
             raise ValueError("a storage of another size")
         return archive.read(entry)
 
@@ -372,17 +402,13 @@ def _dwdn_names(tensors: Mapping[str, np.ndarray]) -> Callable[[str], str]:
 
 
 def _from_own_file(name: str, path: pathlib.Path) -> dict[str, np.ndarray]:
-    try:
+    with _decoding(path, "damaged or holds no weights of a teacher", "make it again"):
         content = flax.serialization.msgpack_restore(path.read_bytes())
         teacher, params = content["teacher"], content["params"]
+        if teacher not in TEACHERS:
+            raise ValueError("of no known teacher")
         found = flax.traverse_util.flatten_dict(params, sep="/")
         found = {key: np.asarray(leaf, np.float32) for key, leaf in found.items()}
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})") from None
-    except Exception as error:
-        raise InputError(
-            f"{path} is damaged or holds no weights of a teacher ({type(error).__name__}): make it again"
-        ) from None
     if teacher != name:
         raise InputError(f"{path} holds weights of {teacher}, not of {name}: give those, or --teacher={teacher}")
     return found
@@ -435,11 +461,12 @@ def _advice(name: str) -> str:
 
 
 def _first_bytes(path: pathlib.Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(4)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})") from None
+    with _decoding(path, "cannot be read", "get it again"), path.open("rb") as file:
+        return file.read(4)
+
+
+def _decoding(path: pathlib.Path, damaged: str, remedy: str) -> contextlib.AbstractContextManager[int]:
+    return decoding(path, "a teacher's weights", damaged=damaged, remedy=remedy, most_bytes=_MOST_BYTES)
 
 
 def main(argv: Sequence[str]) -> int:
