@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import pathlib
 
@@ -69,7 +70,9 @@ def write_kernel_image(path: pathlib.Path, kernel: np.ndarray) -> None:
 
 def write_kernel_array(path: pathlib.Path, kernel: np.ndarray) -> None:
     """Writes ``kernel [h, w]`` as a float32 NPY array."""
-    np.save(path, kernel.astype(np.float32))
+    content = io.BytesIO()
+    np.save(content, kernel.astype(np.float32))
+    path.write_bytes(content.getvalue())  # written by numpy itself, a small array is cut short on a full disk without an error
 
 
 def _read_npy(path: pathlib.Path, max_megapixels: float) -> np.ndarray:
