@@ -5,6 +5,7 @@ Nothing here happens on import: commands call it first thing.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import hashlib
 import importlib.metadata
@@ -13,6 +14,9 @@ import logging
 import os
 import platform
 import sys
+import time
+import warnings
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -26,6 +30,7 @@ _TUNABLES = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_th
 _OLDEST_GLIBC = (2, 35)
 # The largest fit's programs take a tenth of what is usually allowed.
 _MOST_MAPPINGS_TAKEN = 0.4
+_ZLIB = 0x78  # first byte of a compressed stream
 _LOG = logging.getLogger(__name__)
 
 
@@ -81,11 +86,46 @@ def set_up_cache(folder: str | Path | None = None, *, environ: Mapping[str, str]
     if not usable:
         _LOG.warning("compiled programs are not kept: %s cannot be written (set %s)", path, CACHE_VARIABLE)
         return None
+    remove_cut_entries(path)
+    # A full disk, or an entry that another process is writing: the program is compiled, and that is all there is to it.
+    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
     jax.config.update("jax_enable_compilation_cache", True)
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     return path
+
+
+def remove_cut_entries(folder: Path) -> None:
+    """Removes what a killed process or a full disk has cut short from a folder of compiled programs.
+
+    JAX does not write its entries in one go, complains of a cut one in every run, and never replaces it.
+
+    Args:
+      folder: of one version of JAX. A file in it says when it was last looked through; only newer entries are read.
+    """
+    mark, began = folder / "checked", time.time()
+    try:
+        since = mark.stat().st_mtime - 2.0  # file systems round times
+    except OSError:
+        since = 0.0
+    with contextlib.suppress(OSError):
+        for entry in folder.glob("*-cache"):
+            if entry.stat().st_mtime >= since and _is_cut(entry.read_bytes()):
+                entry.unlink()
+        mark.touch()
+        os.utime(mark, (began, began))
+
+
+def _is_cut(entry: bytes) -> bool:
+    if entry and entry[0] != _ZLIB:
+        return False  # another compression; JAX notices by itself
+    reader = zlib.decompressobj()
+    try:
+        reader.decompress(entry)
+    except zlib.error:
+        return True
+    return not reader.eof
 
 
 def clear_compiled_executables() -> bool:

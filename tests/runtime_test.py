@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,16 @@ def test_importing_the_package_changes_nothing():
         "print(jax.config.jax_compilation_cache_dir)"
     )
     assert _python(code).strip() == "None"
+
+
+def test_entries_that_were_cut_short_are_removed_from_the_cache(tmp_path):
+    whole = zlib.compress(bytes(range(256)) * 10)
+    for name, content in (("whole", whole), ("cut", whole[:-20]), ("empty", b""), ("other", b"\x28\xb5\x2f\xfd?")):
+        (tmp_path / f"{name}-cache").write_bytes(content)
+    (tmp_path / "notes").write_bytes(b"")
+    runtime.remove_cut_entries(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checked", "notes", "other-cache", "whole-cache"]
+    (tmp_path / "later-cache").write_bytes(whole[:100])
+    runtime.remove_cut_entries(tmp_path)
+    assert not (tmp_path / "later-cache").exists()
+    runtime.remove_cut_entries(tmp_path / "none")
