@@ -393,7 +393,8 @@ class _Ray:
                 f"--ray={address}: cannot join this Ray cluster ({reason}); start it, or give --ray=local"
             ) from None
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)  # Ray puts its own in its place, which ends the process on the spot
+            # Ray has put its own in its place, which ends the process on the spot.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
         self._ray = ray
         if num_gpus is None:
             num_gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0

@@ -60,6 +60,7 @@ def test_every_item_once_with_failures_retried_once(way, tmp_path):
     assert outcomes[2].errors == ("RuntimeError: no luck with 2",)
     assert outcomes[4].failed
     assert len(outcomes[4].errors) == 2
+    assert "in square_or_raise" in outcomes[4].trace
     assert len(list(tmp_path.glob("4-*"))) == 2
 
 
@@ -96,6 +97,27 @@ def test_a_killed_workers_task_is_done_by_another(way, tmp_path):
     assert {index: outcome.value for index, outcome in outcomes.items()} == {n: n * n for n in range(5)}
     assert len(outcomes[1].errors) == 1
     assert "worker died" in outcomes[1].errors[0]
+
+
+def squares_if_fed(items):
+    """Dies a few times as if memory had run out."""
+    for folder, number, deaths in items:
+        tries = len(list(pathlib.Path(folder).glob(f"{number}-*")))
+        pathlib.Path(folder, f"{number}-{tries}").write_text(str(time.monotonic_ns()))
+        if tries < deaths:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return [number * number for _, number, _ in items]
+
+
+def test_an_item_whose_worker_is_killed_is_tried_alone(tmp_path):
+    items = [(str(tmp_path), number, {1: 1, 3: 9}.get(number, 0)) for number in range(5)]
+    outcomes = {outcome.index: outcome for outcome in map_batches(squares_if_fed, [[item] for item in items], workers=2)}
+    assert {index: outcome.value for index, outcome in outcomes.items()} == {0: 0, 1: 1, 2: 4, 3: None, 4: 16}
+    assert "killed by SIGKILL" in outcomes[1].errors[0]
+    assert (outcomes[3].failed, outcomes[3].starved, outcomes[3].trace) == (True, True, None)
+    assert len(list(tmp_path.glob("3-*"))) == 2
+    times = {path.name: int(path.read_text()) for path in tmp_path.iterdir()}
+    assert min(times["1-1"], times["3-1"]) > max(times[f"{number}-0"] for number in range(5))  # after all others
 
 
 def test_items_are_drawn_as_there_is_room():

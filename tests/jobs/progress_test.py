@@ -1,5 +1,8 @@
 """Progress lines come at the start and the end of a phase and not too often between."""
 
+import io
+import os
+
 import pytest
 
 from jaxdeblur.jobs import progress
@@ -48,3 +51,18 @@ def test_the_bar_of_a_terminal_takes_every_report(monkeypatch, capsys):
         report("initialise", 3, 3, {"loss": 0.5})
         report("fit", 1, 100, {"loss": float("nan")})
         report("fit", 2, 200, {"loss": 0.25})
+
+
+def test_a_line_for_nobody_is_no_error():
+    """As in ``jaxdeblur ... | head``."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    with open(writes, "w", encoding="ascii") as stream:
+        for _ in range(3):
+            progress.write_line("a line", stream)
+
+
+def test_any_name_can_be_written():
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    progress.write_line("\udcff\x1b[2J é\nb", stream)
+    assert stream.buffer.getvalue() == b"\\udcff\\x1b[2J \\xe9 b\n"

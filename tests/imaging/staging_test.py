@@ -1,0 +1,170 @@
+"""Staged files under kill -9 and under several processes. The processes are forked by a script that does not know jax."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from jaxdeblur.imaging.staging import staged, tidy
+
+PRELUDE = """
+    import os, pathlib, random, sys, time
+    from jaxdeblur.imaging import staging
+
+    folder = pathlib.Path(sys.argv[1])
+    NAMES = ("a.png", "b.npy", "c.json")
+    PATHS = [folder / name for name in NAMES]
+
+    def write(author, size=200_000):
+        with staging.staged(PATHS) as temporaries:
+            for temporary in temporaries:
+                with temporary.open("wb") as file:
+                    for _ in range(4):
+                        file.write(author.encode() * (size // 4))
+
+    def authors():
+        return [path.read_bytes() if path.exists() else None for path in PATHS]
+
+    def names():
+        return sorted(path.name for path in folder.iterdir())
+"""
+
+
+def run(script, folder):
+    command = [sys.executable, "-c", textwrap.dedent(PRELUDE) + textwrap.dedent(script), str(folder)]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert found.returncode == 0, found.stderr
+    assert found.stderr == ""
+
+
+def test_killed_at_every_step(tmp_path):
+    """A process is killed before each of its calls to the file system in turn; afterwards all is old or all is new."""
+    run(
+        """
+        def dies_at(limit):
+            count = 0
+            def counted(event, arguments):
+                nonlocal count
+                if event.split(".")[0] in ("os", "open", "pathlib", "tempfile", "fcntl") and str(folder) in repr(arguments):
+                    count += 1
+                    if count == limit:
+                        os._exit(9)
+            return counted
+
+        write("0", 40)
+        old, new = authors(), [b"1" * 40] * 3
+        outcomes = set()
+        for limit in range(1, 200):
+            child = os.fork()
+            if not child:
+                sys.addaudithook(dies_at(limit))
+                write("1", 40)
+                os._exit(0)
+            _, status = os.waitpid(child, 0)
+            found = authors()
+            assert all(content in (old[0], new[0]) for content in found), (limit, found)
+            staging.tidy(folder)
+            assert names() == list(NAMES), (limit, names())
+            assert authors() in (old, new), (limit, authors())
+            outcomes.add(authors() == new)
+            if status == 0:
+                break
+            write("0", 40)
+        assert limit > 15, limit
+        assert outcomes == {False, True}
+        """,
+        tmp_path,
+    )
+
+
+def test_processes_side_by_side(tmp_path):
+    """Several processes write the same files and tidy up all the time: nobody loses a file, and no two sets are mixed."""
+    run(
+        """
+        children = []
+        for author in "1234":
+            child = os.fork()
+            if not child:
+                for _ in range(40):
+                    staging.tidy(folder)
+                    write(author, 4000)
+                os._exit(0)
+            children.append(child)
+        assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
+        staging.tidy(folder)
+        assert names() == list(NAMES)
+        assert len(set(authors())) == 1
+        assert len(authors()[0]) == 4000
+        """,
+        tmp_path,
+    )
+
+
+def test_the_living_are_not_disturbed_and_the_killed_are_cleared_away(tmp_path):
+    run(
+        """
+        import signal
+        def wait_for(count):
+            until = time.monotonic() + 20
+            while len(list(folder.glob(".*/00-*"))) < count and time.monotonic() < until:
+                time.sleep(0.01)
+        children = []
+        for _ in range(2):
+            child = os.fork()
+            if not child:
+                with staging.staged(PATHS) as temporaries:
+                    temporaries[0].write_bytes(b"half")
+                    time.sleep(60)
+            children.append(child)
+        wait_for(2)
+        os.kill(children[0], signal.SIGKILL)
+        os.waitpid(children[0], 0)
+        staging.tidy(folder)
+        assert len(names()) == 1
+        staging.tidy(folder)
+        assert len(list(folder.glob(".*/00-*"))) == 1
+        os.kill(children[1], signal.SIGKILL)
+        os.waitpid(children[1], 0)
+        staging.tidy(folder)
+        assert names() == []
+        """,
+        tmp_path,
+    )
+
+
+def test_files_that_came_meanwhile_are_kept_unless_they_may_be_replaced(tmp_path):
+    paths = [tmp_path / "a.png", tmp_path / "b.json"]
+
+    def write(replace):
+        with staged(paths, replace=replace) as temporaries:
+            for temporary in temporaries:
+                temporary.write_text("mine")
+            paths[1].write_text("another's")
+
+    with pytest.raises(FileExistsError):
+        write(replace=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["b.json"]
+    write(replace=True)
+    assert [path.read_text() for path in paths] == ["mine", "mine"]
+
+
+def test_a_folder_in_the_way_is_found_before_anything_is_moved(tmp_path):
+    (tmp_path / "b.json").mkdir()
+
+    def write():
+        with staged([tmp_path / "a.png", tmp_path / "b.json"]) as temporaries:
+            for temporary in temporaries:
+                temporary.write_text("mine")
+
+    with pytest.raises(IsADirectoryError):
+        write()
+    assert [path.name for path in tmp_path.iterdir()] == ["b.json"]
+
+
+def test_folders_of_others_are_left_alone(tmp_path):
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache" / "lock").touch()
+    tidy(tmp_path)
+    assert (tmp_path / ".cache" / "lock").exists()
+    tidy(tmp_path / "none")
