@@ -248,9 +248,8 @@ def command(*arguments):
     # Without huge pages: the process that is killed shall be the one that works.
     flags = [*arguments, "--huge_pages=off", f"--cache_dir={os.environ['JAX_COMPILATION_CACHE_DIR']}"]
     environment = {**os.environ, "PYTHONPATH": str(root)}
-    return subprocess.Popen(
-        [sys.executable, "-m", "jaxdeblur.main", *flags], env=environment, stderr=subprocess.PIPE, text=True
-    )
+    program = [sys.executable, "-m", "jaxdeblur.main", *flags]
+    return subprocess.Popen(program, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.slow
@@ -277,17 +276,18 @@ class TestRealRuns:
         seconds = self.expect(folder, "--output_dir=reference")
         chance = random.Random(0)
         out = folder / "out"
-        seen = []
+        left = []
         for moment in range(20):
+            for path in out.glob("[!.]*"):  # results; what killed runs have left behind stays
+                path.unlink()
             with command("--image=in", "--kernel=k.npy", "--output_dir=out", "--overwrite") as process:
-                if moment % 2:  # while it writes: those moments are short
-                    number = chance.randrange(12)
-                    until = time.monotonic() + 10 * seconds
-                    while process.poll() is None and time.monotonic() < until and not list(out.glob(".*")):
-                        time.sleep(0.001)
-                    while process.poll() is None and number and time.monotonic() < until:
-                        number -= bool(list(out.glob(".*")))
-                        time.sleep(0.004)
+                if moment % 2:  # while it writes the results of its first, second or third image: those moments are short
+                    seen, images_to_come, until = set(out.glob(".*")), chance.randint(1, 3), time.monotonic() + 10 * seconds
+                    while process.poll() is None and images_to_come and time.monotonic() < until:
+                        now = set(out.glob(".*"))
+                        images_to_come -= bool(now - seen)
+                        seen |= now
+                    time.sleep(chance.random() * 0.05)
                 else:
                     time.sleep(chance.random() * seconds)
                 process.kill()
@@ -296,8 +296,8 @@ class TestRealRuns:
             assert all(name.startswith(".") and name.endswith(("-part", "-done")) for name in others)
             if not any(name.endswith("-done") for name in others):
                 assert all(found == RESULTS for found in whole.values())
-            seen.append((len(whole), len(others)))
-        print("whole results and folders left behind after each kill:", seen)
+            left.append((len(whole), len(others)))
+        print("whole results and folders left behind after each kill:", left)
         self.expect(folder, "--output_dir=out", "--overwrite")
         whole, others = results_in(out)
         assert whole == {str(number): RESULTS for number in range(12)}
