@@ -25,7 +25,7 @@ from jaxdeblur.imaging import metadata
 from jaxdeblur.imaging.stored_image import StoredImage, to_pixels
 from jaxdeblur.imaging.untrusted import BoundedFile, decoding
 
-# The default limit. While it is decoded, an image takes up to 50 bytes a pixel.
+# The default limit. While it is decoded, an 8-bit colour image takes 43 bytes a pixel, a TIFF of doubles with alpha 68.
 MAX_MEGAPIXELS = 200.0
 READABLE = "PNG, JPEG, TIFF, WebP or BMP"
 # Other formats that Pillow knows are left out because some of them would lose bit depth unnoticed.
