@@ -1,6 +1,7 @@
 """The presets: as published, each departing from its parent in the fields that are listed here and in no other."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,10 @@ from jaxdeblur.networks.teachers.dwdn import Dwdn, DwdnConfig
 from jaxdeblur.networks.teachers.teacher import Teacher
 from jaxdeblur.optimise.losses import Observation
 from jaxdeblur.optimise.schedules import learning_rate, piecewise_constant, plan
-from jaxdeblur.optimise.step import Program, initial_state, train_step
+from jaxdeblur.optimise.step import METRICS, Program, initial_state, train_step
 from jaxdeblur.presets import ABOUT, PRESETS, differences, small
+
+pytestmark = pytest.mark.usefixtures("light_compilation")
 
 FITTING = [name for name, preset in PRESETS.items() if preset.fit is not None]
 SMALL = [name for name in FITTING if name.endswith("_small")]
@@ -200,40 +203,83 @@ def _clear_executables_now_and_then(request):
         runtime.clear_compiled_executables()
 
 
-# Small variants differ from these in sizes and numbers, which a tiny net does not see.
-@pytest.mark.parametrize("name", [name for name in FITTING if name not in SMALL])
-def test_restarts_side_by_side_equal_single_ones(name, one_step, teacher):
-    """Three steps of two restarts against each alone with the same key: equal up to the order of sums in single precision."""
-    fit: FitConfig = PRESETS[name].fit
-    known = fit.kernel_generator is None
-    blurry = jax.random.uniform(jax.random.key(5), (22, 25))
-    shrunk = dataclasses.replace(
+BLURRY_SHAPE, KERNEL_SHAPE = (22, 25), (9, 9)
+
+
+def _shrunk(fit: FitConfig) -> FitConfig:
+    return dataclasses.replace(
         fit,
         image_generator=_tiny(fit.image_generator),
-        kernel_generator=None if known else _tiny(fit.kernel_generator),
+        kernel_generator=None if fit.kernel_generator is None else _tiny(fit.kernel_generator),
         # Otherwise what two programs round differently is magnified by Adam's first, sign-like steps.
         image_learning_rate=1e-3,
         kernel_learning_rate=1e-3,
         stopping=None,
     )
-    program = Program.of(shrunk, blurry.shape, (9, 9), kernel_known=known)
+
+
+def _two_restarts(fit: FitConfig, teacher):
+    """The program of two restarts, what they observe, and where their kernels start."""
+    known = fit.kernel_generator is None
+    program = Program.of(fit, BLURRY_SHAPE, KERNEL_SHAPE, kernel_known=known)
+    blurry = jax.random.uniform(jax.random.key(5), BLURRY_SHAPE)
+    flat = jnp.full(KERNEL_SHAPE, 1 / 81)
     agrees = "teacher_agreement" in _terms(fit)
     scene = Observation(
         blurry,
         noise_std=0.01,
-        kernel=jnp.full((9, 9), 1 / 81) if known else None,
+        kernel=flat if known else None,
         teacher=teacher if agrees else None,
-        teacher_kernel=jnp.full((9, 9), 1 / 81) if agrees else None,
+        teacher_kernel=flat if agrees else None,
         surrogate=jnp.flip(blurry) if fit.needs_teacher else None,
     )
-    observation = Observation.stack([scene, scene])
+    logits = jnp.zeros((2, *KERNEL_SHAPE)) if isinstance(fit.kernel_generator, KernelLogitsConfig) else None
+    return program, Observation.stack([scene, scene]), logits
+
+
+# Small variants differ from these in sizes and numbers, which a tiny net does not see.
+LARGE = [name for name in FITTING if name not in SMALL]
+# Between them: both kinds of network, joint and sequential updates, noise and dropout of both generators, a teacher's image.
+FAST = {"mc_random_both", "weak_dmphn"}
+
+
+@functools.cache
+def _traced(program, structure):
+    """Traces a step of two restarts once for all presets of one program: the shapes that went in and those that came out."""
+    plan, observation, logits = jax.tree.unflatten(*structure)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(1), 2))
+    state = initial_state.eval_shape(program, keys, logits)
+    return state, *jax.eval_shape(functools.partial(train_step, program), state, observation, plan)
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_every_presets_step_has_its_losses_and_keeps_its_shapes(name, teacher):
+    fit = _shrunk(PRESETS[name].fit)
+    program, observation, logits = _two_restarts(fit, teacher)
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), (plan(fit), observation, logits)
+    )
+    leaves, structure = jax.tree.flatten(shapes)
+    before, after, metrics = _traced(program, (structure, tuple(leaves)))
+    assert jax.tree.structure(after) == jax.tree.structure(before)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), before
+    )
+    assert set(after.params) == ({"image"} if fit.kernel_generator is None else {"image", "kernel"})
+    assert {name: metric.shape for name, metric in metrics.items()} == dict.fromkeys(METRICS, (2,))
+
+
+@pytest.mark.parametrize("name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in LARGE])
+def test_restarts_side_by_side_equal_single_ones(name, one_step, teacher):
+    """Three steps of two restarts against each alone with the same key: equal up to the order of sums in single precision."""
+    fit = _shrunk(PRESETS[name].fit)
+    program, observation, logits = _two_restarts(fit, teacher)
     keys = jax.random.split(jax.random.key(1), 2)
-    logits = jnp.zeros((2, 9, 9)) if isinstance(fit.kernel_generator, KernelLogitsConfig) else None
 
     def losses(which):
         state, record = initial_state(program, keys[which], None if logits is None else logits[which]), []
         for _ in range(3):
-            state, metrics = one_step(program, state, observation.take(np.arange(2)[which]), plan(shrunk))
+            state, metrics = one_step(program, state, observation.take(np.arange(2)[which]), plan(fit))
             record.append(metrics["loss"])
         return np.array(record)
 

@@ -12,18 +12,28 @@ from jaxdeblur.optimise import stopping as early
 from jaxdeblur.optimise.loop import fit
 
 BLURRY = np.asarray(jax.random.uniform(jax.random.key(0), (30, 33)))
+pytestmark = pytest.mark.usefixtures("light_compilation")
+
+# Criterion, patience and first step are part of the program: one choice of them for all tests of fits.
+STOPPING = StoppingConfig(patience=8, from_step=10, window=5)
 QUICK = FitConfig(
-    image_generator=SkipNetConfig(num_scales=1, channels=4, skip_channels=2, non_local=False),
-    kernel_generator=KernelMlpConfig(hidden_sizes=(6,)),
+    image_generator=SkipNetConfig(num_scales=1, channels=4, skip_channels=2, latent_channels=2, non_local=False),
+    kernel_generator=KernelMlpConfig(latent_size=5, hidden_sizes=(6,)),
     num_iterations=60,
     loss_intervals=(LossInterval(0, (("mse", 1.0),)),),
-    decay_steps=(),
+    input_noise_std=constant(0.05),
+    decay_steps=(60,),
+    decay_rate=0.0,
+    stopping=STOPPING,
     chunk_size=7,
 )
 
 
 def _fit(config=QUICK, **arguments):
     return fit(BLURRY, config, **{"key": jax.random.key(1), "kernel_size": 5, **arguments})
+
+
+ADVANCE = jax.jit(early.advance, static_argnums=0)
 
 
 def _published_stop(errors, window):
@@ -41,10 +51,9 @@ def test_the_error_criterion_is_the_published_one(seed, window, first):
     config = StoppingConfig(patience=window, from_step=first)
     params = {"image": jnp.zeros((1, 1))}
     state = early.initial(config, params, (4, 4))
-    step = jax.jit(early.advance, static_argnums=0)
     for number, error in enumerate(errors.astype(np.float32)):
         value, state = early.criterion(config, state, jnp.zeros((1, 4, 4)), jnp.array([error]), jnp.int32(number))
-        state = step(config, state, value, {"image": jnp.full((1, 1), float(number))}, jnp.int32(number))
+        state = ADVANCE(config, state, value, {"image": jnp.full((1, 1), float(number))}, jnp.int32(number))
     (stop,) = early.stops_of(state, config)
     expected = _published_stop(errors[first:].tolist(), window)
     assert (None if stop is None else stop.best_step) == (None if expected is None else expected + first)
@@ -74,9 +83,8 @@ def test_of_large_images_some_pixels_stand_for_all():
 @pytest.mark.parametrize("criterion", ["error", "variance"])
 def test_a_fit_ends_early_at_its_best_iterate(criterion):
     """Learning has ended at step 20: noise alone moves the value from there on."""
-    stopping = StoppingConfig(criterion=criterion, patience=8, from_step=10, window=5)
-    config = dataclasses.replace(QUICK, input_noise_std=constant(0.05), stopping=stopping, decay_steps=(20,), decay_rate=0.0)
-    result = _fit(config)
+    stopping = dataclasses.replace(STOPPING, criterion=criterion)
+    result = _fit(dataclasses.replace(QUICK, stopping=stopping, decay_steps=(20,)))
     stop = result.statuses[0].stop
     assert stop.criterion == criterion
     assert stop.best_step >= 10
@@ -89,20 +97,18 @@ def test_a_fit_ends_early_at_its_best_iterate(criterion):
 
 def test_the_result_is_the_best_iterate():
     """Cut short right after the step that was kept, the same fit gives the same image."""
-    stopping = StoppingConfig(patience=4, from_step=5)
-    whole = dataclasses.replace(QUICK, input_noise_std=constant(0.05), image_learning_rate=0.1)
-    stopped = _fit(dataclasses.replace(whole, stopping=stopping))
+    whole = dataclasses.replace(QUICK, image_learning_rate=0.1)
+    stopped = _fit(whole)
     best = stopped.statuses[0].stop.best_step
     assert best > 0
     # The iterate of a step is what the steps before it have made.
-    cut = _fit(dataclasses.replace(whole, num_iterations=best))
+    cut = _fit(dataclasses.replace(whole, num_iterations=best, stopping=None))
     np.testing.assert_allclose(stopped.images, cut.images, atol=1e-4)
     np.testing.assert_allclose(stopped.kernels, cut.kernels, atol=1e-5)
 
 
 def test_every_restart_has_its_own_end():
-    stopping = StoppingConfig(patience=4, from_step=5)
-    config = dataclasses.replace(QUICK, input_noise_std=constant(0.05), image_learning_rate=0.1, stopping=stopping)
+    config = dataclasses.replace(QUICK, image_learning_rate=0.1)
     together = _fit(config, num_restarts=3)
     stops = [status.stop for status in together.statuses]
     assert len({stop.step for stop in stops}) > 1
@@ -115,8 +121,6 @@ def test_every_restart_has_its_own_end():
 
 
 def test_a_stopped_fit_goes_on_from_its_checkpoint_to_the_same_end(tmp_path):
-    config = dataclasses.replace(QUICK, input_noise_std=constant(0.05), stopping=StoppingConfig(patience=6, from_step=10))
-
     class Interrupted(Exception):
         pass
 
@@ -124,21 +128,22 @@ def test_a_stopped_fit_goes_on_from_its_checkpoint_to_the_same_end(tmp_path):
         if done >= 7:
             raise Interrupted
 
-    unbroken = _fit(config)
+    unbroken = _fit()
     path = tmp_path / "fit.msgpack"
     with pytest.raises(Interrupted):
-        _fit(config, checkpoint=path, checkpoint_interval=0.0, progress=interrupt)
-    resumed = _fit(config, checkpoint=path)
+        _fit(checkpoint=path, checkpoint_interval=0.0, progress=interrupt)
+    resumed = _fit(checkpoint=path)
     assert resumed.statuses == unbroken.statuses
     np.testing.assert_array_equal(resumed.images, unbroken.images)
 
 
 def test_a_fit_that_does_not_end_early_keeps_its_best_too():
-    config = dataclasses.replace(QUICK, num_iterations=20, stopping=StoppingConfig(patience=50, from_step=5))
+    # Shorter than the first step that counts and the patience.
+    config = dataclasses.replace(QUICK, num_iterations=17)
     result = _fit(config)
     assert result.statuses[0].stop is None
     assert np.isfinite(result.losses).all()
-    best = int(np.argmin(result.errors[0, 5:])) + 5
+    best = int(np.argmin(result.errors[0, 10:])) + 10
     np.testing.assert_allclose(
         result.images, _fit(dataclasses.replace(config, num_iterations=best, stopping=None)).images, atol=1e-4
     )
