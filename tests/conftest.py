@@ -30,9 +30,8 @@ def _clear_executables() -> Iterator[None]:
         sys.modules["jax"].clear_caches()
 
 
-@pytest.fixture(scope="module")
-def light_compilation() -> Iterator[None]:
-    """For modules whose programs take longer to compile than to run: XLA optimises less.
+def _light_compilation() -> Iterator[None]:
+    """For networks, whose programs take longer to compile here than to run: XLA optimises less.
 
     JAX's own variable, where it is set, decides instead: ``.ci/run`` has the slow tests compiled as users' programs are.
     """
@@ -44,3 +43,7 @@ def light_compilation() -> Iterator[None]:
     jax.config.update(_LIGHT.lower(), True)
     yield
     jax.config.update(_LIGHT.lower(), False)
+
+
+light_compilation = pytest.fixture(_light_compilation, scope="module", name="light_compilation")
+light_compilation_here = pytest.fixture(_light_compilation, name="light_compilation_here")

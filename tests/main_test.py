@@ -15,12 +15,14 @@ import tifffile
 from PIL import Image
 
 from jaxdeblur import pipeline
-from jaxdeblur.config import COMPRESSED_NOISE_STD
+from jaxdeblur.config import COMPRESSED_NOISE_STD, Config
 from jaxdeblur.jobs import images
 from jaxdeblur.jobs.cluster import Outcome
+from jaxdeblur.jobs.report import to_json
 from jaxdeblur.main import define_flags, main
 from jaxdeblur.presets import PRESETS
 from jaxdeblur.version import __version__
+from tests.scenes import QUICK, scene
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ["photo_deblurred.png", "photo_kernel.npy", "photo_kernel.png", "photo_preview.png", "photo_report.json"]
@@ -548,10 +550,24 @@ class TestRealPipeline:
         metrics = json.loads((corner / "deblurred" / "blurry_report.json").read_text())["metrics"]
         assert metrics["output"]["psnr"] > metrics["input"]["psnr"] + 3
 
-    def test_blind_and_the_same_twice(self, corner, cli):
+    @pytest.mark.parametrize("settings", ["quick", pytest.param("default", marks=pytest.mark.slow)])
+    def test_blind_and_the_same_twice(self, corner, cli, monkeypatch, settings):
+        monkeypatch.delenv("JAXDEBLUR_CACHE_DIR", raising=False)
+        chosen = []
+        if settings == "quick":
+            # Of a size of which other tests have compiled programs.
+            Image.fromarray(np.round(255 * scene().blurry).astype(np.uint8)).save(corner / "blurry.png")
+            report = {
+                "config": to_json(Config(initialiser=QUICK)),
+                "seed": 0,
+                "input": {"path": "blurry.png"},
+                "known_kernel": False,
+            }
+            (corner / "quick.json").write_text(json.dumps(report | {"version": __version__, "jax_version": "any"}))
+            chosen = ["--config=quick.json"]
         for folder in ("one", "two"):
-            arguments = ["--image=blurry.png", f"--output_dir={folder}", "--kernel_size=11"]
-            status, _, errors = cli(*arguments, f"--cache_dir={os.environ['JAX_COMPILATION_CACHE_DIR']}")
+            arguments = ["--image=blurry.png", f"--output_dir={folder}", "--kernel_size=11", *chosen]
+            status, _, errors = cli(*arguments)
             assert (status, errors) == (0, [])
         for name in ("blurry_deblurred.png", "blurry_kernel.npy", "blurry_kernel.png", "blurry_preview.png"):
             assert (corner / "one" / name).read_bytes() == (corner / "two" / name).read_bytes()

@@ -17,9 +17,17 @@ def readme():
 
 
 def test_the_readme_gives_the_test_command_that_ci_runs(readme):
-    """`.ci/run` takes the first line that names pytest, splits it at its last `&&`, and runs both parts."""
+    """`.ci/run` takes the first line that names pytest, splits it at its last `&&`, and runs both parts, the tests twice."""
     line = next(line for line in readme.splitlines() if "-m pytest" in line)
     assert re.fullmatch(r"[\s$]*python3 -m venv .* && \.venv/bin/python -m pytest[^&]*", line)
+    assert " -m slow" not in line
+    assert "$tests -m slow" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_slow_tests_are_left_out_by_default():
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["pytest"]["ini_options"]
+    assert "-m 'not slow'" in options["addopts"]
+    assert any(marker.startswith("slow:") for marker in options["markers"])
 
 
 def test_the_readme_names_every_flag(readme):

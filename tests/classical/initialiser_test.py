@@ -168,6 +168,7 @@ def test_no_program_is_compiled_that_would_do_nothing(monkeypatch):
     size_only = dataclasses.replace(
         QUICK, support_shares=(1.0,), guess_iterations=0, finalist_iterations=0, refine_iterations=0, fine_iterations=0
     )
+    monkeypatch.setattr(initialiser, "_SMALLEST_FIRST_SIZE", 11)
     monkeypatch.setattr(variational, "refine_kernel", None)
     found = initialiser.estimate_kernel(scene().blurry, size_only, noise_std=NOISE_STD)
     assert found.kernel.sum() == pytest.approx(1.0, abs=1e-5)

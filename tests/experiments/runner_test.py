@@ -18,7 +18,7 @@ from experiments.runner import job, plan
 from experiments.runner.plan import Settings, find_images, plan_entry
 from experiments.runner.tables import TABLES, Entry, Row
 from experiments.runner.tables.entry import AVERAGE, LAI_CATEGORIES, NOT_GIVEN
-from jaxdeblur.config import Config, FitConfig, SkipNetConfig
+from jaxdeblur.config import Config, FitConfig, KernelMlpConfig, UNetConfig
 from jaxdeblur.errors import InputError
 from jaxdeblur.presets import PRESETS
 
@@ -58,11 +58,11 @@ def data(tmp_path):
     return write_images(tmp_path / "data")
 
 
-def write_images(folder, count=2, side=64):
+def write_images(folder, count=2, side=64, kernel_size=7):
     for name in ("blurry", "sharp", "kernels"):
         (folder / name).mkdir(parents=True)
     for number in range(count):
-        made = scene(side=side, kernel_size=7, seed=number + 2)
+        made = scene(side=side, kernel_size=kernel_size, seed=number + 2)
         for name, pixels in (("blurry", made.blurry), ("sharp", made.sharp)):
             Image.fromarray(np.round(pixels * 255).astype(np.uint8)).save(folder / name / f"scene{number}.png")
         np.save(folder / "kernels" / f"scene{number}.npy", made.kernel)
@@ -127,8 +127,9 @@ class TestTheTables:
         assert NOT_GIVEN in theirs.published
 
 
-def test_an_entry_end_to_end_and_again_for_nothing(tiny, data, tmp_path, monkeypatch):
+def test_an_entry_end_to_end_and_again_for_nothing(tiny, tmp_path, monkeypatch):
     said = []
+    data = write_images(tmp_path / "data", side=96, kernel_size=11)  # sizes of which other tests have compiled programs
     settings = settings_for(data, tmp_path / "out")
     assert run.reproduce([PAIR], settings, say=said.append) == 0
 
@@ -357,11 +358,13 @@ def test_figures_are_drawn(data, tmp_path, monkeypatch, name):
     assert "figure.png" in (tmp_path / "out" / name / "table.html").read_text()
 
 
+@pytest.mark.usefixtures("light_compilation_here")
 def test_a_fit_is_followed(data):
     """The whole job of a figure's run: metrics over the steps, images on the way, samples at the end."""
     [image, _] = find_images([PAIR], settings_for(data, data))["folder"]
-    generator = SkipNetConfig(num_scales=1, channels=4, skip_channels=4, latent_channels=2, non_local=False)
-    fit = FitConfig(image_generator=generator, num_iterations=6, chunk_size=2)
+    generator = UNetConfig(num_levels=2, channels=4, latent_channels=2)
+    kernel_generator = KernelMlpConfig(latent_size=5, hidden_sizes=(6,))
+    fit = FitConfig(image_generator=generator, kernel_generator=kernel_generator, num_iterations=6, chunk_size=2)
     config = Config(initialiser=None, fit=fit, kernel_size=7, final="generator", num_posterior_samples=2)
     task = job.Task(
         example=job.load_example(image.example, None),
@@ -400,6 +403,7 @@ def test_a_crop_is_the_middle_of_both_images(data):
     np.testing.assert_array_equal(next(iter(part.load_truths())), whole.load()[1][12:52, 12:52])
 
 
+@pytest.mark.slow
 def test_a_ray_cluster_gives_the_same_table(tiny, data, tmp_path):
     pytest.importorskip("ray", reason="Ray is not installed (extra 'cluster')")
     entry = dataclasses.replace(PAIR, rows=PAIR.rows[2:3])
@@ -423,6 +427,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_killed_in_mid_run_and_started_again(tiny, tmp_path):
     """No image done twice, none lost, and the table is that of an unbroken run."""
     data = write_images(tmp_path / "data", count=3)

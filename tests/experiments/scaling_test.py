@@ -58,7 +58,7 @@ def test_images_are_blurry_and_repeatable():
 def test_a_point_is_measured(monkeypatch):
     monkeypatch.setattr(jaxdeblur.presets, "PRESETS", {"fast": Config(initialiser=QUICK)})
     monkeypatch.setattr(runtime, "set_up_cache", lambda setting: None)
-    found = scaling.measure(Point("fast", side=64, kernel=7), steps=1)
+    found = scaling.measure(Point("fast", side=96, kernel=11), steps=1)
     assert set(found) == {"first_s", "seconds", "cpu_s", "peak_mb", "base_mb"}
     assert found["seconds"] > 0
     assert 0 < found["base_mb"] <= found["peak_mb"]

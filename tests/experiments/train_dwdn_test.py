@@ -12,8 +12,11 @@ from jaxdeblur.errors import InputError
 from jaxdeblur.networks.teachers import dwdn
 from jaxdeblur.networks.teachers.weights import load_teacher
 
+pytestmark = pytest.mark.usefixtures("light_compilation")
+
+# That of the command below too, whose programs are then compiled already.
 CONFIG = train_dwdn.TrainConfig(
-    dwdn.DwdnConfig(features=2, widths=(3, 4), num_residual_blocks=1, filter_size=3),
+    dwdn.DwdnConfig(features=2, widths=(3, 4), num_residual_blocks=1),
     num_steps=4,
     batch_size=2,
     crop=32,
@@ -92,8 +95,8 @@ def test_the_command_from_a_folder_of_images_to_a_teacher(image, tmp_path, monke
     (tmp_path / "images").mkdir()
     for number, turned in enumerate((image, image.T, image[::-1])):
         iio.imwrite(tmp_path / "images" / f"{number}.png", np.rint(turned * 255).astype(np.uint8))
-    flags = [f"--data_dir={tmp_path / 'images'}", f"--output_dir={tmp_path / 'out'}", "--features=2", "--widths=2,3"]
-    flags += ["--num_blocks=1", "--num_steps=2", "--validate_every=1", "--batch_size=1", "--crop=48", "--kernel_sizes=5,7"]
+    flags = [f"--data_dir={tmp_path / 'images'}", f"--output_dir={tmp_path / 'out'}", "--features=2", "--widths=3,4"]
+    flags += ["--num_blocks=1", "--num_steps=4", "--validate_every=2", "--batch_size=2", "--crop=32", "--kernel_sizes=5,7"]
     train_dwdn.main(["train_dwdn", *flags])
 
     told = capsys.readouterr().out

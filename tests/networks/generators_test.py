@@ -1,6 +1,7 @@
 """The generators and the registry: shapes, ranges, dropout."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,22 +13,34 @@ from jaxdeblur.errors import InputError
 from jaxdeblur.networks import kernel_mlp, registry
 from jaxdeblur.networks.blocks import Dropout
 
+pytestmark = pytest.mark.usefixtures("light_compilation")
+
 # Of a kind whose programs compile several times faster than the default's.
 PARAMS_KEY = jax.random.key(1, impl="unsafe_rbg")
 SKIP = SkipNetConfig(num_scales=2, channels=4, skip_channels=2)
 UNET = UNetConfig(num_levels=3, channels=4)
 
 
-def _start(generator):
+@functools.cache
+def _image(config):
+    """An image generator of odd sides, its first parameters and its latent."""
+    return _started(registry.image_generator(config, (20, 21)))
+
+
+@functools.cache
+def _kernel(config, shape=(5, 7)):
+    return _started(registry.kernel_generator(config, shape))
+
+
+def _started(generator):
     latent = generator.draw_latent(jax.random.key(0))
-    return jax.jit(generator.module.init)(PARAMS_KEY, latent)["params"], latent
+    return generator, jax.jit(generator.module.init)(PARAMS_KEY, latent)["params"], latent
 
 
 @pytest.mark.parametrize("config", [KernelMlpConfig(), KernelLogitsConfig(), SKIP, UNET], ids=lambda config: config.name)
 def test_kernels_are_distributions(config):
-    generator = registry.kernel_generator(config, (5, 7))
-    params, latent = _start(generator)
-    kernel = generator.apply(params, latent)
+    generator, params, latent = _kernel(config)
+    kernel = jax.jit(generator.apply)(params, latent)
     assert kernel.shape == (5, 7)
     assert float(kernel.min()) > 0
     np.testing.assert_allclose(kernel.sum(), 1.0, rtol=1e-6)
@@ -43,12 +56,11 @@ def test_logits_give_the_kernel_back():
 
 @pytest.mark.parametrize("config", [SKIP, UNET], ids=lambda config: config.name)
 def test_image_generators_keep_the_shape_and_range(config):
-    generator = registry.image_generator(config, (33, 38))
-    params, latent = _start(generator)
+    generator, params, latent = _image(config)
     assert float(latent.min()) >= 0
     assert float(latent.max()) <= config.latent_scale
     image = jax.jit(generator.apply)(params, latent)
-    assert image.shape == (33, 38)
+    assert image.shape == (20, 21)
     assert float(image.min()) > 0
     assert float(image.max()) < 1
 
@@ -89,11 +101,21 @@ def test_every_layer_has_the_shape_of_its_scale(config, shape):
             assert found[f"dropout{level}"] == (*sizes[level + 1], channels)
 
 
+DEEP = UNetConfig(num_levels=4, channels=4)
+
+
 @pytest.mark.parametrize("size", [5, 11, 13, 17, 27, 75])
+def test_convolutional_kernel_generators_take_every_kernel_size(size):
+    generator = registry.kernel_generator(DEEP, (size, size))
+    latent = jax.ShapeDtypeStruct(generator.latent_shape, jnp.float32)
+    params = jax.eval_shape(generator.module.init, PARAMS_KEY, latent)["params"]
+    assert jax.eval_shape(generator.apply, params, latent).shape == (size, size)
+
+
+@pytest.mark.parametrize("size", [5, 17, *(pytest.param(size, marks=pytest.mark.slow) for size in (11, 13, 27, 75))])
 def test_convolutional_kernel_generators_serve_every_kernel_size(size):
-    generator = registry.kernel_generator(UNetConfig(num_levels=4, channels=4), (size, size))
-    params, latent = _start(generator)
-    kernel = generator.apply(params, latent)
+    generator, params, latent = _kernel(DEEP, (size, size))
+    kernel = jax.jit(generator.apply)(params, latent)
     assert kernel.shape == (size, size)
     assert bool(jnp.isfinite(kernel).all())
 
@@ -101,10 +123,10 @@ def test_convolutional_kernel_generators_serve_every_kernel_size(size):
 @pytest.mark.parametrize("config", [SKIP, UNET], ids=lambda config: config.name)
 def test_convolutional_kernel_generators_start_flat(config):
     """Otherwise a kernel grows where chance has put its largest pixel, and may be cut off in a corner."""
-    generator = registry.kernel_generator(config, (9, 11))
-    np.testing.assert_allclose(generator.apply(*_start(generator)), 1 / 99, rtol=1e-5)
-    image = registry.image_generator(config, (20, 21))
-    assert float(jnp.std(image.apply(*_start(image)))) > 1e-3
+    generator, params, latent = _kernel(config)
+    np.testing.assert_allclose(jax.jit(generator.apply)(params, latent), 1 / 35, rtol=1e-5)
+    generator, params, latent = _image(config)
+    assert float(jnp.std(jax.jit(generator.apply)(params, latent))) > 1e-3
 
 
 def _count(generator):
@@ -132,8 +154,7 @@ def test_dropout_drops_at_its_rate_and_keeps_the_mean(rate):
 
 @pytest.mark.parametrize("config", [SKIP, UNET], ids=lambda config: config.name)
 def test_dropout_depends_on_its_key_and_is_absent_at_evaluation(config):
-    generator = registry.image_generator(config, (20, 21))
-    params, latent = _start(generator)
+    generator, params, latent = _image(config)
     apply = jax.jit(generator.apply)
     first, again, other = (
         apply(params, latent, dropout_rate=jnp.float32(0.5), dropout_key=jax.random.key(seed)) for seed in (0, 0, 1)
@@ -148,11 +169,10 @@ def test_dropout_depends_on_its_key_and_is_absent_at_evaluation(config):
 
 
 def test_non_local_blocks_say_nothing_at_first():
-    with_blocks = SkipNetConfig(num_scales=3, channels=4, skip_channels=2, non_local_channels=2)
-    generator = registry.image_generator(with_blocks, (20, 20))
-    params, latent = _start(generator)
-    without = registry.image_generator(dataclasses.replace(with_blocks, non_local=False), (20, 20))
+    generator, params, latent = _image(SKIP)
+    without = registry.image_generator(dataclasses.replace(SKIP, non_local=False), (20, 21))
     rest = {name: value for name, value in params.items() if "non_local" not in name}
+    assert len(rest) < len(params)
     np.testing.assert_allclose(jax.jit(generator.apply)(params, latent), jax.jit(without.apply)(rest, latent), atol=1e-6)
 
 

@@ -10,6 +10,8 @@ from jax.test_util import check_grads
 
 from jaxdeblur.networks import layers
 
+pytestmark = pytest.mark.usefixtures("light_compilation")
+
 
 def _reference_conv(padded, kernel, stride):
     dimensions = ("NHWC", "HWIO", "NHWC")

@@ -16,6 +16,8 @@ torch_twin = pytest.importorskip("experiments.torch_twin")
 
 TOLERANCE = 1e-4
 
+pytestmark = pytest.mark.usefixtures("light_compilation")
+
 
 def _randomise(module):
     """Default starts have zero and one scales, which would hide mistakes."""
@@ -37,7 +39,12 @@ def _assert_close(ours, theirs):
     # Among many features some lie so close to zero that rounding decides their slope. A single one moves the gradient by a
     # thousandth, so the large image (large enough for every way that a layer has) is compared with a weak kink and the real one
     # on small images.
-    [((131, 158), 3, True, 0.9), ((64, 67), 5, True, 0.2), ((47, 40), 2, False, 0.2)],
+    [
+        ((47, 40), 2, True, 0.2),
+        pytest.param((47, 40), 2, False, 0.2, marks=pytest.mark.slow),
+        pytest.param((64, 67), 5, True, 0.2, marks=pytest.mark.slow),
+        pytest.param((131, 158), 3, True, 0.9, marks=pytest.mark.slow),
+    ],
 )
 def test_skip_generator_agrees(shape, num_scales, non_local, slope):
     torch.manual_seed(0)
@@ -80,7 +87,7 @@ def test_kernel_mlp_agrees(hidden_sizes):
         kernel = generator.apply(params, jnp.asarray(latent.numpy()))
         return jnp.sum(kernel * weights.numpy()), kernel
 
-    gradient, kernel = jax.grad(loss, has_aux=True)(params)
+    gradient, kernel = jax.jit(jax.grad(loss, has_aux=True))(params)
     np.testing.assert_allclose(kernel, expected.detach().numpy(), atol=TOLERANCE)
     _assert_close(gradient, torch_twin.to_flax(twin, gradients=True))
 
@@ -120,7 +127,7 @@ class UNetTwin(torch.nn.Module):
         return torch.sigmoid(self.parts["out_conv"](x))
 
 
-@pytest.mark.parametrize(("shape", "num_levels"), [((64, 67), 5), ((47, 40), 3)])
+@pytest.mark.parametrize(("shape", "num_levels"), [((47, 40), 3), pytest.param((64, 67), 5, marks=pytest.mark.slow)])
 def test_unet_agrees(shape, num_levels):
     torch.manual_seed(0)
     config = UNetConfig(num_levels=num_levels, channels=8)

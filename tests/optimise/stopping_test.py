@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdeblur.config import FitConfig, KernelMlpConfig, LossInterval, SkipNetConfig, StoppingConfig, constant
+from jaxdeblur.config import FitConfig, KernelMlpConfig, LossInterval, StoppingConfig, UNetConfig, constant
 from jaxdeblur.optimise import stopping as early
 from jaxdeblur.optimise.loop import fit
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("light_compilation")
 # Criterion, patience and first step are part of the program: one choice of them for all tests of fits.
 STOPPING = StoppingConfig(patience=8, from_step=10, window=5)
 QUICK = FitConfig(
-    image_generator=SkipNetConfig(num_scales=1, channels=4, skip_channels=2, latent_channels=2, non_local=False),
+    image_generator=UNetConfig(num_levels=2, channels=4, latent_channels=2),
     kernel_generator=KernelMlpConfig(latent_size=5, hidden_sizes=(6,)),
     num_iterations=60,
     loss_intervals=(LossInterval(0, (("mse", 1.0),)),),

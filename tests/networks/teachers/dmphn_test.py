@@ -16,6 +16,8 @@ SHARED = pathlib.Path(__file__).parents[3] / "../shared"
 PUBLISHED = SHARED / "weights/dmphn_1_2_4_8"
 TOLERANCE = 1e-4
 
+pytestmark = pytest.mark.usefixtures("light_compilation")
+
 
 @pytest.fixture(scope="module")
 def params():
@@ -88,6 +90,7 @@ def test_mapped_over_restarts_it_equals_single_calls(params):
     np.testing.assert_allclose(together, [single(params, image) for image in images], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradient_of_the_regression_term_is_that_of_finite_differences(params):
     observed, reblurred, direction = np.random.default_rng(1).random((3, 16, 8))
     # In double precision a step can be so short that it passes no kink of a rectifier.
