@@ -169,8 +169,9 @@ def test_dropout_depends_on_its_key_and_is_absent_at_evaluation(config):
 
 
 def test_non_local_blocks_say_nothing_at_first():
-    generator, params, latent = _image(SKIP)
-    without = registry.image_generator(dataclasses.replace(SKIP, non_local=False), (20, 21))
+    with_blocks = SkipNetConfig(num_scales=3, channels=4, skip_channels=2, non_local_channels=2)
+    generator, params, latent = _image(with_blocks)
+    without = registry.image_generator(dataclasses.replace(with_blocks, non_local=False), (20, 21))
     rest = {name: value for name, value in params.items() if "non_local" not in name}
     assert len(rest) < len(params)
     np.testing.assert_allclose(jax.jit(generator.apply)(params, latent), jax.jit(without.apply)(rest, latent), atol=1e-6)
