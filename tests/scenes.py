@@ -20,6 +20,7 @@ QUICK = InitialiserConfig(
     finalist_iterations=20,
     refine_iterations=20,
     fine_iterations=20,
+    softness_stds=(0.4,),
 )
 NOISE_STD = 0.002
 

@@ -15,6 +15,7 @@ import numpy as np
 import scipy.ndimage
 
 from jaxdeblur.classical import kernel_l0, variational
+from jaxdeblur.classical.judge import judge
 from jaxdeblur.config import InitialiserConfig
 from jaxdeblur.operators.kernels import centre_kernel, crop_kernel, pad_kernel, resize_kernel
 
@@ -37,15 +38,23 @@ class KernelEstimate:
     """A classical kernel estimate and how it came about.
 
     Attributes:
-      kernel: ``[h, h]``, non-negative, summing to one, its mass centred.
+      kernels: ``[h, h]`` by name, one for each softness that the sharp image was taken to have, the best first by
+        :func:`~jaxdeblur.classical.judge.judge`; non-negative, summing to one, their mass centred.
+      softness_stds: that softness by the kernel's name, in pixels.
       negative_log_evidences: of each guess, ``F(k)`` per pixel at the scale where they were first compared; those with the
         lowest went on.
       touches_border: whether the kernel still reaches the border of the largest support there is room for.
     """
 
-    kernel: np.ndarray
+    kernels: dict[str, np.ndarray]
+    softness_stds: dict[str, float]
     negative_log_evidences: tuple[float, ...]
     touches_border: bool
+
+    @property
+    def kernel(self) -> np.ndarray:
+        """The best of the kernels."""
+        return next(iter(self.kernels.values()))
 
 
 def informative_crop(blurry: np.ndarray, side: int) -> tuple[slice, slice]:
@@ -101,13 +110,15 @@ def estimate_kernel(
     """
     size = kernel_size or first_kernel_size(blurry.shape)
     while True:
-        kernel, whole, negative_log_evidences = _estimate(blurry, config, size, noise_std, progress)
-        touching = whole and _border_mass(kernel) > _BORDER_MASS
+        estimate = _estimate(blurry, config, size, noise_std, progress)
+        touching = estimate.touches_border and _border_mass(estimate.kernel) > _BORDER_MASS
         larger = min(_odd(round(size * _GROWTH)), _largest_size(blurry.shape))
+        kernels = estimate.kernels
         if kernel_size is not None:
-            kernel = np.asarray(pad_kernel(jnp.asarray(kernel), (kernel_size, kernel_size)))
+            given = (kernel_size, kernel_size)
+            kernels = {name: np.asarray(pad_kernel(jnp.asarray(kernel), given)) for name, kernel in kernels.items()}
         if kernel_size is not None or not touching or larger <= size:
-            return KernelEstimate(kernel, negative_log_evidences, touching)
+            return dataclasses.replace(estimate, kernels=kernels, touches_border=touching)
         size = larger
 
 
@@ -117,112 +128,154 @@ def _estimate(
     kernel_size: int,
     noise_std: float,
     progress: Callable[[int, int], None] | None,
-) -> tuple[np.ndarray, bool, tuple[float, ...]]:
-    """The kernel, on at most the given support; whether it needs all of that; and the guesses' negative log evidences."""
+) -> KernelEstimate:
+    """The estimate on at most the given support, of which ``touches_border`` tells whether the best kernel needs all of it."""
     levels = kernel_l0.pyramid(blurry.shape, kernel_size)
     judged_at = max((i for i, level in enumerate(levels) if math.prod(level.shape) <= config.guess_side**2), default=0)
-    noise = variational.noise_variance(noise_std, smallest=config.noise_variance)
-
-    def refine(image: jax.Array, kernels: list[jax.Array], iterations: int) -> list[jax.Array]:
-        if iterations == 0:  # a program that does nothing takes as long to compile as any other
-            return kernels
-        settings = {
-            "blurry": image,
-            "iterations": iterations,
-            "noise_variance": noise,
-            "first_noise_variance": noise * config.first_noise_variance / config.noise_variance,
-            "image_softness_std": config.image_softness_std,
-        }
-        return _side_by_side(variational.refine_kernel, [settings | {"kernel": kernel} for kernel in kernels])
-
-    def judge(image: jax.Array, kernels: list[jax.Array]) -> list[float]:
-        settings = {"blurry": image, "noise_variance": noise, "image_softness_std": config.image_softness_std}
-        calls = [settings | {"kernel": kernel} for kernel in kernels]
-        return [float(np.nan_to_num(value, nan=np.inf)) for value in _side_by_side(variational.negative_log_evidence, calls)]
-
     total = len(levels) + 1
 
     def report(done: int) -> None:
         if progress is not None:
             progress(done, total)
 
-    # The guesses, up to the level where they are told apart.
-    guesses: list[jax.Array] = []
-    for share in config.support_shares:
-        sides = [_share_of(level.kernel_size, share) for level in levels]
-        batch = [kernel_l0.first_kernel(sides[0])] * len(config.gradient_weights)
-        for index, level in enumerate(levels[: judged_at + 1]):
-            if index:
-                ratio = level.scale / levels[index - 1].scale
-                batch = [resize_kernel(guess, (sides[index], sides[index]), scale=ratio) for guess in batch]
-            image = _resize(blurry, level)
-            batch = _side_by_side(
-                kernel_l0.estimate_level,
-                [
-                    {
-                        "blurry": image,
-                        "kernel": guess,
-                        "weight": kernel_l0.weight_after(weight, index * config.level_iterations),
-                        "ridge": config.kernel_ridge,
-                        "iterations": config.level_iterations,
-                    }
-                    for guess, weight in zip(batch, config.gradient_weights, strict=True)
-                ],
-            )
-            if share == config.support_shares[-1]:
-                report(index)
-        side = levels[judged_at].kernel_size
-        guesses += [pad_kernel(guess, (side, side)) for guess in batch]
+    guesses = _guess(blurry, config, levels[: judged_at + 1], report)
+    model = _Model.of(_resize(blurry, levels[judged_at]), config, noise_std, levels[judged_at].scale)
+    full = _support(levels[judged_at].kernel_size, 1.0)
+    refined = model.refine([(guess, config.softness_stds[0], full) for guess in guesses], config.guess_iterations)
+    evidences = tuple(evidence for _, evidence in refined)
+    finalists = [refined[index][0] for index in np.argsort(evidences)[: config.num_finalists]]
 
-    # Rounds of refinement and judgement.
-    image = _resize(blurry, levels[judged_at])
-    guesses = refine(image, guesses, config.guess_iterations)
-    negative_log_evidences = judge(image, guesses)
-    finalists = [guesses[index] for index in np.argsort(negative_log_evidences)[: config.num_finalists]]
-    if config.finalist_iterations > 0:
-        finalists = refine(image, finalists, config.finalist_iterations)
-        best = finalists[int(np.argmin(judge(image, finalists)))]
-    else:
-        best = finalists[0]  # nothing has changed since they were judged
-    # Support that the kernel does not need fills with spurious kernel mass, which spoils the image.
-    best = _clean(best)
-    shares = _shares_that_hold(np.asarray(best))
-
-    def draw_in(level: kernel_l0.Level, attempt: Callable[[int], jax.Array]) -> jax.Array:
-        """What ``attempt`` makes on the narrowest support whose border it does not reach; narrower ones are given up."""
-        while True:
-            kernel = attempt(_share_of(level.kernel_size, shares[0]))
-            if len(shares) == 1 or _border_mass(np.asarray(_clean(kernel)), width=1) <= _BORDER_MASS:
-                return kernel
-            shares.pop(0)
-
-    def refine_best(side: int) -> jax.Array:
-        return refine(image, [crop_kernel(best, (side, side))], config.refine_iterations)[0]
-
-    kernel = draw_in(levels[judged_at], refine_best)
-    report(judged_at + 1)
-
-    for index in range(judged_at + 1, len(levels)):
+    chains = []
+    attempts = [(finalist, std, full) for std in config.softness_stds for finalist in finalists]
+    refined = model.refine(attempts, config.finalist_iterations)
+    for index, std in enumerate(config.softness_stds):
+        kernel, _ = min(refined[index * len(finalists) : (index + 1) * len(finalists)], key=lambda pair: pair[1])
+        # Support that the kernel does not need fills with spurious kernel mass, which spoils the image.
+        chains.append(_Chain(std, _clean(kernel), _shares_that_hold(np.asarray(_clean(kernel)))))
+    for index in range(judged_at, len(levels)):
         level = levels[index]
         image = _resize(blurry, level)
-        seen = image[informative_crop(np.asarray(image), config.refine_side)]
-        ratio, coarse = level.scale / levels[index - 1].scale, _clean(kernel)
-
-        def refine_enlarged(side: int, seen: jax.Array = seen, coarse: jax.Array = coarse, ratio: float = ratio) -> jax.Array:
-            enlarged = resize_kernel(coarse, (side, side), scale=ratio)
-            if config.fine_iterations == 0:
-                return enlarged
-            # A crop that says too little about a large kernel can make it worse.
-            pair = [enlarged, *refine(seen, [enlarged], config.fine_iterations)]
-            return pair[int(np.argmin(judge(seen, pair)))]
-
-        kernel = draw_in(level, refine_enlarged)
+        model = _Model.of(image[informative_crop(np.asarray(image), config.refine_side)], config, noise_std, level.scale)
+        if index > judged_at:
+            for chain in chains:
+                side = level.kernel_size
+                chain.kernel = resize_kernel(_clean(chain.kernel), (side, side), scale=level.scale / levels[index - 1].scale)
+        under_way = chains
+        while under_way:  # until no kernel reaches the border of its support, or it has all there is
+            attempts = [(chain.kernel, chain.softness_std, _support(level.kernel_size, chain.shares[0])) for chain in under_way]
+            refined = model.refine(attempts, config.refine_iterations if index == judged_at else config.fine_iterations)
+            again = []
+            for chain, (kernel, _) in zip(under_way, refined, strict=True):
+                drawn_in = np.asarray(_clean(_cut(kernel, chain.shares[0])))
+                if len(chain.shares) == 1 or _border_mass(drawn_in, width=1) <= _BORDER_MASS:
+                    chain.kernel = kernel
+                else:
+                    chain.shares.pop(0)
+                    again.append(chain)
+            under_way = again
         report(index + 1)
+
+    names = [f"classical, softness {chain.softness_std:g}" if len(chains) > 1 else "classical" for chain in chains]
+    found = {name: np.asarray(_clean(_cut(chain.kernel, chain.shares[0]))) for name, chain in zip(names, chains, strict=True)}
+    softness_stds = {name: chain.softness_std for name, chain in zip(names, chains, strict=True)}
+    window = informative_crop(blurry, config.refine_side)
+    scores = judge(blurry[window], found, config, noise_std=noise_std, softness_stds=softness_stds)
     report(total)
-    return np.asarray(_clean(kernel)), len(shares) == 1, tuple(negative_log_evidences)
+    order = sorted(found, key=lambda name: scores[name])
+    whole = len(chains[names.index(order[0])].shares) == 1
+    return KernelEstimate({name: found[name] for name in order}, softness_stds, evidences, whole)
 
 
-def _side_by_side(program: jax.stages.Wrapped, calls: Sequence[dict[str, Any]]) -> list[jax.Array]:
+@dataclasses.dataclass(eq=False)
+class _Chain:
+    """The kernel on its way to full size, for a sharp image that is taken to have a certain softness.
+
+    Attributes:
+      softness_std: of the sharp image, in pixels of the full size.
+      kernel: ``[h, h]`` at the present level.
+      shares: of the support that it may have, the smallest first.
+    """
+
+    softness_std: float
+    kernel: jax.Array
+    shares: list[float]
+
+
+def _guess(
+    blurry: np.ndarray, config: InitialiserConfig, levels: Sequence[kernel_l0.Level], report: Callable[[int], None]
+) -> list[jax.Array]:
+    """A guess under the L0 prior for each pair of a support's share and a weight, on the last level's support."""
+    pairs = [(share, weight) for share in config.support_shares for weight in config.gradient_weights]
+    guesses = [kernel_l0.first_kernel(levels[0].kernel_size)] * len(pairs)
+    for index, level in enumerate(levels):
+        if index:
+            ratio, side = level.scale / levels[index - 1].scale, level.kernel_size
+            guesses = [resize_kernel(guess, (side, side), scale=ratio) for guess in guesses]
+        image = _resize(blurry, level)
+        calls = [
+            {
+                "blurry": image,
+                "kernel": guess,
+                "support": _support(level.kernel_size, share),
+                "weight": kernel_l0.weight_after(weight, index * config.level_iterations),
+                "ridge": config.kernel_ridge,
+                "iterations": config.level_iterations,
+            }
+            for guess, (share, weight) in zip(guesses, pairs, strict=True)
+        ]
+        guesses = _side_by_side(kernel_l0.estimate_level, calls)
+        report(index)
+    return guesses
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Model:
+    """The variational model of one image at one scale.
+
+    Attributes:
+      image: ``[H, W]``.
+      noise_variance: ν where its annealing ends.
+      first_noise_variance: and where it begins.
+      scale: of the image, as a share of the full size.
+    """
+
+    image: jax.Array
+    noise_variance: float
+    first_noise_variance: float
+    scale: float
+
+    @classmethod
+    def of(cls, image: jax.Array, config: InitialiserConfig, noise_std: float, scale: float) -> _Model:
+        noise = variational.noise_variance(noise_std, smallest=config.noise_variance)
+        return cls(image, noise, config.first_noise_variance / config.noise_variance * noise, scale)
+
+    def refine(self, attempts: Sequence[tuple[jax.Array, float, jax.Array]], iterations: int) -> list[tuple[jax.Array, float]]:
+        """Kernels refined, and the negative log evidence of each; infinite if it is not finite.
+
+        Args:
+          attempts: kernel, softness of the sharp image at full size, and support.
+          iterations: variational ones.
+        """
+        calls = [
+            {
+                "blurry": self.image,
+                "kernel": kernel,
+                "noise_variance": self.noise_variance,
+                "image_softness_std": variational.softness_at(self.scale, std),
+            }
+            for kernel, std, _ in attempts
+        ]
+        if iterations == 0:  # a program that refines nothing takes as long to compile as any other
+            evidences = _side_by_side(variational.negative_log_evidence, calls) if len(calls) > 1 else [jnp.zeros(())]
+            pairs = list(zip((kernel for kernel, _, _ in attempts), evidences, strict=True))
+        else:
+            more = {"iterations": iterations, "first_noise_variance": self.first_noise_variance}
+            calls = [call | more | {"support": support} for call, (_, _, support) in zip(calls, attempts, strict=True)]
+            pairs = _side_by_side(variational.refine_kernel, calls)
+        return [(kernel, float(jnp.nan_to_num(evidence, nan=jnp.inf))) for kernel, evidence in pairs]
+
+
+def _side_by_side(program: jax.stages.Wrapped, calls: Sequence[dict[str, Any]]) -> list[Any]:
     """``program(**call)`` for every call, in order: on CPUs, where such a program keeps one core busy, several at a time."""
     if len(calls) == 1 or jax.default_backend() != "cpu":
         return [program(**call) for call in calls]
@@ -240,6 +293,18 @@ def _clean(kernel: jax.Array) -> jax.Array:
 def _resize(blurry: np.ndarray, level: kernel_l0.Level) -> jax.Array:
     image = jnp.asarray(blurry, jnp.float32)
     return image if level.shape == blurry.shape else jax.image.resize(image, level.shape, "linear", antialias=True)
+
+
+def _support(size: int, share: float) -> jax.Array:
+    """``[size, size]``: one on the middle square of that share of the side, zero elsewhere."""
+    side = _share_of(size, share)
+    return pad_kernel(jnp.ones((side, side)), (size, size))
+
+
+def _cut(kernel: jax.Array, share: float) -> jax.Array:
+    """The middle square of a kernel, of that share of its side."""
+    side = _share_of(kernel.shape[0], share)
+    return crop_kernel(kernel, (side, side))
 
 
 def _border_mass(kernel: np.ndarray, *, width: int = _BORDER_WIDTH) -> float:

@@ -18,7 +18,6 @@ prior", CVPR 2014, https://doi.org/10.1109/CVPR.2014.371). Everything is FFT, so
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 
 import chex
@@ -73,15 +72,22 @@ def weight_after(weight: float, alternations: int) -> float:
     return max(weight / _WEIGHT_DECAY**alternations, _SMALLEST_WEIGHT)
 
 
-@functools.partial(reproducible_jit, static_argnames=("iterations",))
+@reproducible_jit
 def estimate_level(
-    blurry: jax.Array, kernel: jax.Array, *, weight: jax.Array | float, ridge: jax.Array | float, iterations: int
+    blurry: jax.Array,
+    kernel: jax.Array,
+    *,
+    support: jax.Array,
+    weight: jax.Array | float,
+    ridge: jax.Array | float,
+    iterations: jax.Array | int,
 ) -> jax.Array:
-    """Alternates image and kernel at one level of the pyramid.
+    """Alternates image and kernel at one level of the pyramid. All numbers are arguments of one compiled program.
 
     Args:
       blurry: ``[H, W]`` in [0, 1], at this level's scale.
       kernel: ``[h, h]``, where to start.
+      support: ``[h, h]``, one where the kernel may have mass and zero elsewhere.
       weight: ``λ`` at the first alternation.
       ridge: ``γ``.
       iterations: alternations.
@@ -90,12 +96,13 @@ def estimate_level(
       ``[h, h]``, non-negative, summing to one, its mass centred.
     """
     chex.assert_rank([blurry, kernel], 2)
+    chex.assert_equal_shape([kernel, support])
     padded = extend_periodically(blurry, kernel.shape[0])
 
     def alternate(step: jax.Array, kernel: jax.Array) -> jax.Array:
         current = jnp.maximum(weight / _WEIGHT_DECAY**step, _SMALLEST_WEIGHT)
         image = l0_image(padded, kernel, current)[: blurry.shape[0], : blurry.shape[1]]
-        kernel = least_squares_kernel(image, blurry, (kernel.shape[0], kernel.shape[1]), ridge)
+        kernel = least_squares_kernel(image, blurry, support, ridge)
         return centre_kernel(drop_islands(kernel, smallest=_SMALLEST_ISLAND), subpixel=False)
 
     return jax.lax.fori_loop(0, iterations, alternate, kernel)
@@ -121,34 +128,30 @@ def l0_image(padded: jax.Array, kernel: jax.Array, weight: jax.Array | float) ->
     return jax.lax.while_loop(lambda state: state[1] < _LAST_PENALTY, split, start)[0]
 
 
-def least_squares_kernel(
-    image: jax.Array, blurry: jax.Array, kernel_shape: tuple[int, int], ridge: jax.Array | float
-) -> jax.Array:
+def least_squares_kernel(image: jax.Array, blurry: jax.Array, support: jax.Array, ridge: jax.Array | float) -> jax.Array:
     """``argmin_k ‖k * ∇x − ∇y‖² + γ‖k‖²`` with zeros beyond both images, then cleared of small values.
 
     Args:
       image: ``[H, W]``, the sharp estimate in the blurry frame.
       blurry: ``[H, W]``.
-      kernel_shape: ``(h, w)``, odd.
+      support: ``[h, w]``, odd sides: one where the kernel may have mass and zero elsewhere.
       ridge: ``γ``.
 
     Returns:
       ``[h, w]``, non-negative, summing to one.
     """
-    h, w = kernel_shape
-    lead = ((0, 0), (h // 2, h // 2), (w // 2, w // 2))
-    sharp = jnp.pad(gradients.gradient(image), lead)
-    _, adjoint = blur.valid_blur_of(sharp, kernel_shape)
-    # Without the zeros' part the normal matrix is a stationary correlation: one multiplication in the Fourier domain.
-    shape = blur.fast_shape((sharp.shape[-2] + h, sharp.shape[-1] + w))
-    energy = (jnp.abs(jnp.fft.rfft2(sharp, shape)) ** 2).sum(0)
+    h, w = support.shape
+    sharp = gradients.gradient(image)
+    _, adjoint = blur.valid_blur_of(jnp.pad(sharp, ((0, 0), (h // 2, h // 2), (w // 2, w // 2))), (h, w))
+    # Without the zeros' part the normal matrix is a stationary correlation, on the kernel's own small grid.
+    correlate = blur.stationary_blur(blur.correlation_lags(sharp, (h, w)))
 
     def normal(kernel: jax.Array) -> jax.Array:
-        correlated = jnp.fft.irfft2(energy * blur.kernel_spectrum(kernel, shape), shape)[:h, :w]
-        return correlated + ridge * kernel
+        return support * correlate(kernel) + ridge * kernel
 
-    start = jnp.full(kernel_shape, 1.0 / (h * w))
-    kernel, _ = cg(normal, adjoint(gradients.gradient(blurry)), x0=start, tol=1e-5, maxiter=_KERNEL_CG_STEPS)
+    start = support / support.sum()
+    target = support * adjoint(gradients.gradient(blurry))
+    kernel, _ = cg(normal, target, x0=start, tol=1e-5, maxiter=_KERNEL_CG_STEPS)
     return drop_faint(kernel, _KERNEL_THRESHOLD)
 
 

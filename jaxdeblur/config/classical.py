@@ -20,13 +20,16 @@ class InitialiserConfig:
       level_iterations: alternations of image and kernel per level of the pyramid.
       guess_iterations: variational iterations given to every guess before it is judged.
       num_finalists: guesses that remain after that.
-      finalist_iterations: variational iterations given to each of them before they are judged again.
-      refine_iterations: variational iterations given to the chosen guess, at the level where it was chosen.
+      finalist_iterations: variational iterations given to each of them for each softness before they are judged again.
+      refine_iterations: variational iterations given to the best one for each softness there.
       fine_iterations: variational iterations given to it at each finer level.
-      noise_variance: of the gradients in the variational model, in squared [0, 1] units; where its annealing ends.
-      first_noise_variance: where the annealing begins.
-      image_softness_std: standard deviation in pixels of the sharp image's own softness: the Gaussian that even a sharp
-        photograph's edges carry.
+      noise_variance: of the gradients in the variational model, in squared [0, 1] units, where its annealing ends: the image's
+        own or, for images with less noise, this.
+      first_noise_variance: where the annealing begins for those; for others in proportion.
+      softness_stds: standard deviations in pixels of the sharp image's own softness, the Gaussian that even a sharp
+        photograph's edges carry: a kernel is estimated for each, from guesses that were judged with the first, and
+        :func:`jaxdeblur.classical.judge.judge` chooses.
+      thinness_weight: of ``log Σ √k`` beside the negative log evidence when kernels are judged: a camera's trace is thin.
       guess_side: guesses are told apart on a level of the pyramid of at most about this many pixels a side.
       refine_side: on finer levels the kernel is refined on an informative crop of at most this many pixels a side.
       image_side: of larger images, only an informative crop of this many pixels a side is looked at.
@@ -39,11 +42,12 @@ class InitialiserConfig:
     guess_iterations: int = 20
     num_finalists: int = 3
     finalist_iterations: int = 60
-    refine_iterations: int = 120
+    refine_iterations: int = 100
     fine_iterations: int = 40
-    noise_variance: float = 1e-5
-    first_noise_variance: float = 3e-5
-    image_softness_std: float = 0.4
+    noise_variance: float = 2e-6
+    first_noise_variance: float = 6e-6
+    softness_stds: tuple[float, ...] = (0.7,)
+    thinness_weight: float = 0.7
     guess_side: int = 300
     refine_side: int = 512
     image_side: int = 1280
@@ -71,12 +75,16 @@ class NonblindConfig:
     Attributes:
       sparse_weight: weight of the sparse prior for a noise-free photograph of 8 bits; it grows with the noise, see
         :func:`jaxdeblur.classical.sparse.weight_for_noise`.
+      kernel_std: how far the blurry image that a kernel predicts is taken to be off for the kernel's own faults, in [0, 1]
+        units: 0 for one that is exact; see :func:`jaxdeblur.classical.learned.learned`.
       tile_side: images larger than this are restored in overlapping tiles, which bounds the memory.
     """
 
     sparse_weight: float = 1e-4
+    kernel_std: float = 0.003
     tile_side: int = 1280
 
     def __post_init__(self) -> None:
         require(self.sparse_weight > 0, "nonblind: sparse_weight must be positive")
+        require(self.kernel_std >= 0, "nonblind: kernel_std must not be negative")
         require(self.tile_side >= 256, "nonblind: tile_side must be 256 or more")

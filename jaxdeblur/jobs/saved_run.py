@@ -19,8 +19,12 @@ from jaxdeblur.version import __version__
 LARGEST_SEED = 2**63 - 1  # that jax takes
 # Of a report; those of the longest fits have a few megabytes.
 _MOST_BYTES = 100_000_000
-# Fields of the configuration that reports of earlier versions hold under another name: their place, the old and the new name.
-_RENAMED = (("initialiser", "camera_blur_std", "image_softness_std"),)
+# Fields of the configuration that reports of earlier versions hold under another name, one value where there are several now:
+# their place, the old and the new name.
+_RENAMED = (
+    ("initialiser", "camera_blur_std", "softness_stds"),
+    ("initialiser", "image_softness_std", "softness_stds"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +114,7 @@ def _with_new_names(value: Any) -> Any:
     for place, old, new in _RENAMED:
         part = value.get(place) if isinstance(value, dict) else None
         if isinstance(part, dict) and old in part and new not in part:
-            value = value | {place: {new if name == old else name: entry for name, entry in part.items()}}
+            value = value | {place: {name: entry for name, entry in part.items() if name != old} | {new: [part[old]]}}
     return value
 
 

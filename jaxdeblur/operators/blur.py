@@ -124,6 +124,42 @@ def valid_blur_of(image: jax.Array, kernel_shape: tuple[int, int]) -> tuple[Oper
     return forward, adjoint
 
 
+def correlation_lags(images: jax.Array, kernel_shape: tuple[int, int]) -> jax.Array:
+    """``Σ_p x(p) x(p + l)``, summed over images, at the lags that meet in ``Xᵀ X`` for kernels of that shape.
+
+    Args:
+      images: ``[n, H, W]``, zero beyond their borders.
+      kernel_shape: ``(h, w)``.
+
+    Returns:
+      ``[2h-1, 2w-1]``, lag zero in the middle.
+    """
+    (h, w), (rows, columns) = kernel_shape, (images.shape[-2], images.shape[-1])
+    shape = fast_shape((rows + h - 1, columns + w - 1))
+    whole = jnp.fft.irfft2((jnp.abs(jnp.fft.rfft2(images, shape)) ** 2).sum(0), shape)
+    return jnp.roll(whole, (h - 1, w - 1), (0, 1))[: 2 * h - 1, : 2 * w - 1]
+
+
+def stationary_blur(lags: jax.Array) -> Operator:
+    """``(N k)(u) = Σ_v lags(u − v) k(v)``: what ``Xᵀ X`` does to a kernel, on the kernel's own small grid.
+
+    Args:
+      lags: ``[2h-1, 2w-1]``, lag zero in the middle.
+
+    Returns:
+      ``N``, from ``[h, w]`` to ``[h, w]``.
+    """
+    h, w = (lags.shape[0] + 1) // 2, (lags.shape[1] + 1) // 2
+    shape = fast_shape((lags.shape[0], lags.shape[1]))
+    spectrum = centred_kernel_spectrum(lags, shape)
+
+    def apply(kernel: jax.Array) -> jax.Array:
+        chex.assert_shape(kernel, (h, w))
+        return jnp.fft.irfft2(spectrum * kernel_spectrum(kernel, shape), shape)[:h, :w]
+
+    return apply
+
+
 def crop_to_blurry(image: jax.Array, kernel_shape: tuple[int, int]) -> jax.Array:
     """Cuts ``image [..., H+h-1, W+w-1]`` to the ``[..., H, W]`` that the blurry image shows."""
     h, w = kernel_shape

@@ -68,6 +68,7 @@ class Case:
       clock: its seconds.
       kernels: the candidates so far, by name.
       kernel_size: side of the support; None as long as nothing has said so.
+      softness_stds: of the sharp image, in pixels, with which a candidate was estimated, by its name.
       surrogate: what the pre-trained network makes of the image, shaped as it, if that does not depend on the fit.
       teacher_kernel: that it made it with, if any.
       fitted: what its fit found.
@@ -83,6 +84,7 @@ class Case:
     teacher_kernel: np.ndarray | None = None
     fitted: FitResult | None = None
     warnings: list[str] = dataclasses.field(default_factory=list)
+    softness_stds: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def window(self) -> tuple[slice, slice]:
@@ -96,7 +98,7 @@ class Case:
         """The kernel of a fit that seeks the image alone."""
         fit = self.scene.config.fit
         if fit is not None and fit.kernel_generator is None and "given" not in self.kernels:
-            return self.kernels["classical"]
+            return next(iter(self.kernels.values()))
         return self.kernels.get("given")
 
     @property

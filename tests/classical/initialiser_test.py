@@ -31,16 +31,15 @@ def test_every_pair_of_weight_and_support_is_judged(estimate):
 
 
 def test_the_likeliest_guesses_are_refined_and_the_likeliest_of_those_is_kept(monkeypatch):
-    values = iter([3.0, float("nan"), 2.0, 9.0, 5.0])
-    monkeypatch.setattr(initialiser.variational, "negative_log_evidence", lambda *_, **__: next(values))
+    values = iter([3.0, float("nan"), 2.0, 9.0, 5.0, 0.0])
     monkeypatch.setattr(initialiser, "_side_by_side", lambda program, calls: [program(**call) for call in calls])
     given, found = [], []
     refine = variational.refine_kernel
 
     def spy(**call):
         given.append(call["kernel"])
-        found.append(refine(**call))
-        return found[-1]
+        found.append(refine(**call)[0])
+        return found[-1], next(values)
 
     monkeypatch.setattr(initialiser.variational, "refine_kernel", spy)
     config = dataclasses.replace(QUICK, gradient_weights=(4e-3, 8e-3, 1.6e-2), support_shares=(1.0,), num_finalists=2)
@@ -50,6 +49,19 @@ def test_the_likeliest_guesses_are_refined_and_the_likeliest_of_those_is_kept(mo
     np.testing.assert_array_equal(given[4], found[0])
     np.testing.assert_array_equal(given[5], initialiser._clean(found[4]))
     np.testing.assert_array_equal(result.kernel, initialiser._clean(found[5]))
+
+
+def test_there_is_a_kernel_for_each_softness_and_the_judge_says_which_is_best(monkeypatch):
+    config = dataclasses.replace(QUICK, softness_stds=(0.4, 1.0))
+    names = {"classical, softness 0.4", "classical, softness 1"}
+    for best in names:
+        monkeypatch.setattr(
+            initialiser, "judge", lambda _, kernels, *__, best=best, **___: {name: name != best for name in kernels}
+        )
+        found = initialiser.estimate_kernel(scene().blurry, config, kernel_size=11, noise_std=NOISE_STD)
+        assert set(found.kernels) == names
+        np.testing.assert_array_equal(found.kernel, found.kernels[best])
+    assert not np.array_equal(*found.kernels.values())
 
 
 def test_the_same_image_gives_the_same_bytes(estimate):
@@ -101,7 +113,7 @@ def test_an_unknown_size_grows_until_the_kernel_fits(monkeypatch):
     def estimate(blurry, config, size, noise_std, progress):
         sizes.append(size)
         cut = kernel[20 - size // 2 : 21 + size // 2, 20 - size // 2 : 21 + size // 2]
-        return cut / cut.sum(), whole, ()
+        return initialiser.KernelEstimate({"classical": cut / cut.sum()}, {"classical": 0.4}, (), whole)
 
     monkeypatch.setattr(initialiser, "_estimate", estimate)
     monkeypatch.setattr(initialiser, "_SMALLEST_FIRST_SIZE", 11)

@@ -103,7 +103,7 @@ def test_a_report_of_the_old_layout_still_tells_its_run(tmp_path):
     saved = read_saved_run(path)
     assert saved.seed == 3
     assert saved.config.kernel_size == 21
-    assert saved.config.initialiser.image_softness_std == 0.5
+    assert saved.config.initialiser.softness_stds == (0.5,)
     assert saved.config.initialiser.gradient_weights == (2e-3, 4e-3)
     assert saved.config.fit.image_generator == SkipNetConfig(channels=32)
     assert saved.config.fit.loss_intervals[1].terms == (("one_minus_ssim", 1.0),)

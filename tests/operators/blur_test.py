@@ -139,3 +139,17 @@ def test_the_centred_spectrum_blurs_in_place_on_a_periodic_grid(kernel_shape):
     found = jnp.fft.irfft2(jnp.fft.rfft2(image) * spectrum, image.shape)
     expected = scipy.ndimage.convolve(np.asarray(image), np.asarray(kernel), mode="wrap")
     np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("kernel_shape", [(5, 5), (3, 7)])
+def test_normal_matrix_on_the_kernels_own_grid(kernel_shape):
+    """With zeros around the images ``Xᵀ X`` is a correlation."""
+    generator = np.random.default_rng(0)
+    images = jnp.asarray(generator.normal(size=(2, 21, 18)), jnp.float32)
+    kernel = jnp.asarray(generator.normal(size=kernel_shape), jnp.float32)
+    h, w = kernel_shape
+    padded = jnp.pad(images, ((0, 0), (h - 1, h - 1), (w - 1, w - 1)))
+    forward, adjoint = blur.valid_blur_of(padded, kernel_shape)
+    lags = blur.correlation_lags(images, kernel_shape)
+    assert lags.shape == (2 * h - 1, 2 * w - 1)
+    np.testing.assert_allclose(blur.stationary_blur(lags)(kernel), adjoint(forward(kernel)), atol=1e-3)
