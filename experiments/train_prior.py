@@ -1,0 +1,309 @@
+"""Trains the prior of :mod:`jaxdeblur.classical.learned` on a folder of sharp images.
+
+    python -m experiments.train_prior --data_dir=images --output_dir=prior --denoiser_steps=20 --stage_steps=4 --crop=32
+    python -m experiments.train_prior --data_dir=images --output_dir=prior
+
+The first is a smoke run, the second takes about twenty minutes of one core. First the network learns to take white noise off
+crops (deviation 0.7 to 20 grey levels); then it and the stages' settings are trained together, through all stages, on crops
+blurred by :func:`jaxdeblur.operators.trajectories.motion_kernel` with noise of 0.1 to 2.2 %. To a share of these examples the
+blur varies over the frame, or the kernel that is handed over is not quite the true one, as with measured and estimated kernels.
+Examples depend on the seed and the step alone, so a run that is started again in its output folder goes on from its last
+checkpoint and ends as an unbroken one. Written to ``--output_dir``:
+
+    denoiser.msgpack, stages.msgpack   what a run goes on from
+    learned_prior.npz                  the weights (running mean), for jaxdeblur/classical
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import scipy.ndimage
+import scipy.signal
+from absl import flags
+
+from jaxdeblur.classical import learned, sparse
+from jaxdeblur.errors import InputError
+from jaxdeblur.imaging.colour import luma
+from jaxdeblur.imaging.reading import read_image
+from jaxdeblur.imaging.selection import find_images
+from jaxdeblur.operators.trajectories import motion_kernel
+
+# Its own, so that other experiments may have flags of the same names.
+_FLAGS = flags.FlagValues()
+_HELP = flags.DEFINE_bool("help", False, "Print this and stop.", short_name="h", flag_values=_FLAGS)
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of sharp images.", flag_values=_FLAGS)
+_OUTPUT_DIR = flags.DEFINE_string("output_dir", "prior", "Where the checkpoint and the weights go.", flag_values=_FLAGS)
+_DENOISER_STEPS = flags.DEFINE_integer("denoiser_steps", 1600, "Steps of the first part.", lower_bound=1, flag_values=_FLAGS)
+_STAGE_STEPS = flags.DEFINE_integer("stage_steps", 900, "Steps of the second part.", lower_bound=1, flag_values=_FLAGS)
+_NUM_STAGES = flags.DEFINE_integer("num_stages", 3, "Stages.", lower_bound=1, flag_values=_FLAGS)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 12, "Crops in a denoiser's step.", lower_bound=1, flag_values=_FLAGS)
+_STAGE_BATCH_SIZE = flags.DEFINE_integer("stage_batch_size", 2, "Crops in a stages' step.", lower_bound=1, flag_values=_FLAGS)
+_CROP = flags.DEFINE_integer("crop", 64, "Side of a denoiser's crop; the stages' are 1.8 times that.", 32, flag_values=_FLAGS)
+_KERNEL_SIZE = flags.DEFINE_integer("kernel_size", 27, "Largest odd side of a kernel.", lower_bound=9, flag_values=_FLAGS)
+_SEED = flags.DEFINE_integer("seed", 0, "Of the start and the examples.", flag_values=_FLAGS)
+
+_DENOISER_RATE, _STAGE_RATE, _SETTING_RATE = 2e-3, 4e-4, 2e-2
+_SETTINGS = ("stage_std", "stage_power", "stage_pull")
+# Shorter side that a image is reduced to: files are seldom sharp at their full size.
+_REDUCED_SIDES = (700, 400)
+_SMALLEST_DEVIATION = 0.04
+_LARGEST_MISMATCH = 0.012
+_CHECKPOINT_EVERY = 100
+_MEAN_DECAY = 0.98
+
+Batch = tuple[np.ndarray, ...]
+
+
+@flax.struct.dataclass
+class State:
+    """What training goes on from; ``step`` steps of a part are done, settings are kept as logarithms where positive."""
+
+    step: int
+    weights: Any
+    mean: Any
+    opt_state: Any
+
+
+def read_images(folder: str, smallest: int) -> list[np.ndarray]:
+    """The luma ``[H, W]`` of a folder's images, reduced so that they are sharp.
+
+    Raises:
+      InputError: none is large enough.
+    """
+    images = []
+    for path in find_images(folder, print):
+        pixels = np.asarray(read_image(path).pixels)
+        grey = np.asarray(luma(pixels) if pixels.ndim == 3 else pixels, np.float32)
+        for side in _REDUCED_SIDES:
+            scale = min(1.0, max(side, smallest) / min(grey.shape))
+            shape = tuple(round(length * scale) for length in grey.shape)
+            if min(shape) >= smallest and (scale < 1.0 or side == _REDUCED_SIDES[-1]):
+                images.append(np.asarray(jax.image.resize(grey, shape, "cubic"), np.float32).clip(0.0, 1.0))
+    if not images:
+        raise InputError(f"{folder}: no image of {smallest} or more pixels a side; give a folder that holds some")
+    return images
+
+
+def crop(generator: np.random.Generator, images: Sequence[np.ndarray], side: int) -> np.ndarray:
+    """``[side, side]`` of some image, turned and mirrored; flat ones are mostly passed over."""
+    sizes = np.sqrt([image.size for image in images])
+    while True:
+        image = images[generator.choice(len(images), p=sizes / sizes.sum())]
+        row, column = (int(generator.integers(length - side + 1)) for length in image.shape)
+        cut = image[row : row + side, column : column + side]
+        if cut.std() >= _SMALLEST_DEVIATION or generator.random() < 0.2:
+            turned = np.rot90(cut, int(generator.integers(4)))
+            return np.ascontiguousarray(turned[:, ::-1] if generator.random() < 0.5 else turned)
+
+
+def noisy_batch(generator: np.random.Generator, images: Sequence[np.ndarray], count: int, side: int) -> Batch:
+    """Sharp crops ``[N, S, S]``, deviations ``[N]`` and noisy crops."""
+    sharp = np.stack([crop(generator, images, side) for _ in range(count)])
+    small = np.exp(generator.uniform(np.log(0.7), np.log(20.0), count))
+    std = np.where(generator.random(count) < 0.5, small, generator.uniform(0.7, 20.0, count)) / 255.0
+    noisy = sharp + std[:, None, None] * generator.normal(size=sharp.shape)
+    return sharp, std.astype(np.float32), noisy.astype(np.float32)
+
+
+def blurred_example(generator: np.random.Generator, images: Sequence[np.ndarray], side: int, size: int) -> Batch:
+    """Sharp ``[S+h-1, S+h-1]``, blurry ``[S, S]``, kernel handed over ``[h, h]``, effective noise, start of the stages."""
+    sharp = crop(generator, images, side + size - 1)
+    kernel = _kernel(generator, size)
+    seen = scipy.signal.fftconvolve(sharp, kernel, "valid")
+    if generator.random() < 0.4:
+        seen = _varying_blur(generator, sharp, kernel)
+    handed = _inexact(generator, kernel) if generator.random() < 0.4 else kernel
+    mismatch = float(np.std(scipy.signal.fftconvolve(sharp, handed, "valid") - seen))
+    if mismatch > _LARGEST_MISMATCH:
+        handed, mismatch, seen = kernel, 0.0, scipy.signal.fftconvolve(sharp, kernel, "valid")
+    std = float(np.exp(generator.uniform(np.log(0.0012), np.log(0.022))))
+    blurry = np.clip(seen + generator.normal(size=seen.shape) * std, 0.0, 1.0)
+    if generator.random() < 0.7:
+        blurry = np.round(blurry * 255.0) / 255.0
+    # The user may know of the mismatch or not.
+    known = mismatch if generator.random() < 0.7 else 0.0
+    effective = learned.effective_noise_std(std, known) * float(np.exp(generator.normal() * 0.12))
+    arrays = [np.asarray(array, np.float32) for array in (sharp, blurry, handed, effective)]
+    weight = sparse.weight_for_noise(effective)
+    start = sparse.sparse(jnp.asarray(arrays[1]), jnp.asarray(arrays[2]), weight=weight, num_reweightings=2, num_cg_steps=25)
+    return (*arrays, np.asarray(start))
+
+
+def _kernel(generator: np.random.Generator, size: int) -> np.ndarray:
+    side = int(generator.choice(np.arange(9, size + 1, 2)))
+    persistence = float(generator.choice([0.97, 0.985, 0.99, 0.995]))
+    kernel = np.pad(motion_kernel(generator, size=side, num_points=600, persistence=persistence), (size - side) // 2)
+    if generator.random() < 0.6:
+        kernel = scipy.ndimage.gaussian_filter(kernel, generator.uniform(0.3, 0.9))
+    return kernel / kernel.sum()
+
+
+def _inexact(generator: np.random.Generator, kernel: np.ndarray) -> np.ndarray:
+    """A kernel with faults of an estimated one, centred as the true one is."""
+    pattern = scipy.ndimage.gaussian_filter(generator.normal(size=kernel.shape), 1.0)
+    wrong = kernel * np.exp(generator.uniform(0.1, 1.2) * pattern)
+    if generator.random() < 0.5:
+        specks = scipy.ndimage.gaussian_filter(generator.normal(size=kernel.shape), 0.7)
+        wrong += generator.uniform(0.0, 0.05) * wrong.max() * np.maximum(specks, 0.0) * (generator.random(kernel.shape) < 0.3)
+    if generator.random() < 0.5:
+        wrong = np.where(wrong < generator.uniform(0.01, 0.06) * wrong.max(), 0.0, wrong)
+    centre = scipy.ndimage.center_of_mass
+    wrong = np.maximum(scipy.ndimage.shift(wrong, np.subtract(centre(kernel), centre(wrong)), order=1), 0.0)
+    return wrong / wrong.sum()
+
+
+def _varying_blur(generator: np.random.Generator, sharp: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    """A blur by the kernel that turns and grows a little over the frame, a little brighter or darker too."""
+    angle = np.deg2rad(generator.normal() * generator.uniform(0.3, 2.5))
+    growth = 1.0 + generator.normal() * generator.uniform(0.0, 0.02)
+    centre = np.full(2, kernel.shape[0] // 2)
+    blurred = []
+    for sign in (1, -1):
+        cosine, sine = np.cos(sign * angle), np.sin(sign * angle)
+        matrix = np.array([[cosine, -sine], [sine, cosine]]) / growth**sign
+        turned = np.maximum(scipy.ndimage.affine_transform(kernel, matrix, centre - matrix @ centre, order=1), 0.0)
+        blurred.append(scipy.signal.fftconvolve(sharp, turned / turned.sum(), "valid"))
+    rows, columns = (np.linspace(-1.0, 1.0, length) for length in blurred[0].shape)
+    direction = generator.uniform(0.0, 2.0 * np.pi)
+    ramp = rows[:, None] * np.cos(direction) + columns * np.sin(direction)
+    share = (ramp - ramp.min()) / np.ptp(ramp)
+    return (share * blurred[0] + (1.0 - share) * blurred[1]) * (1.0 + generator.normal() * 0.004)
+
+
+def denoiser_loss(weights: Any, sharp: jax.Array, std: jax.Array, noisy: jax.Array) -> jax.Array:
+    error = learned.denoise(noisy, std, weights) - sharp
+    return jnp.mean(jnp.abs(error) / jnp.sqrt(std)[:, None, None])
+
+
+def stage_loss(
+    weights: Any, sharp: jax.Array, blurry: jax.Array, kernel: jax.Array, std: jax.Array, start: jax.Array
+) -> jax.Array:
+    """Smoothed absolute error of the last stage, and a tenth of the others', where the blurry image shows the scene."""
+    natural = _natural(weights)
+    margin = kernel.shape[-1] // 2
+
+    def one(sharp: jax.Array, *problem: jax.Array) -> jax.Array:
+        start, blurry, kernel, std = problem
+        images = learned.stages(start[None], blurry[None], kernel, std, natural)
+        errors = jnp.stack([(image[0] - sharp)[margin:-margin, margin:-margin] for image in images])
+        shares = jnp.where(jnp.arange(len(images)) == len(images) - 1, 1.0, 0.1)
+        return jnp.sum(shares * jnp.sqrt(errors**2 + 1e-6).mean((1, 2))) / jnp.sqrt(std)
+
+    return jnp.mean(jax.vmap(one)(sharp, start, blurry, kernel, std))
+
+
+def _natural(weights: Any) -> Any:
+    """The settings that must be positive are trained as logarithms."""
+    return {name: jnp.exp(value) if name in ("stage_std", "stage_pull") else value for name, value in weights.items()}
+
+
+def _optimiser(num_steps: int, rate: float) -> optax.GradientTransformation:
+    def falling(peak: float) -> optax.GradientTransformation:
+        warm_up = max(1, min(100, num_steps // 10))
+        schedule = optax.warmup_cosine_decay_schedule(0.0, peak, warm_up, num_steps + 1, 0.02 * peak)
+        return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+
+    def labels(weights: Any) -> Any:
+        return {name: "settings" if name in _SETTINGS else "network" for name in weights}
+
+    return optax.multi_transform({"network": falling(rate), "settings": falling(_SETTING_RATE)}, labels)
+
+
+def _train(
+    part: str,
+    weights: Any,
+    loss: Callable[..., jax.Array],
+    batch: Callable[[np.random.Generator], Batch],
+    num_steps: int,
+    rate: float,
+    folder: pathlib.Path,
+) -> Any:
+    """One part of the training, from its checkpoint if there is one; the running mean of its weights."""
+    optimiser = _optimiser(num_steps, rate)
+    state = State(0, weights, weights, optimiser.init(weights))
+    path = folder / f"{part}.msgpack"
+    if path.exists():
+        state = flax.serialization.from_bytes(state, path.read_bytes())
+
+    @jax.jit
+    def step(weights: Any, mean: Any, opt_state: Any, *examples: jax.Array) -> tuple[Any, Any, Any, jax.Array]:
+        value, gradient = jax.value_and_grad(loss)(weights, *examples)
+        updates, opt_state = optimiser.update(gradient, opt_state, weights)
+        weights = optax.apply_updates(weights, updates)
+        mean = jax.tree.map(lambda old, new: _MEAN_DECAY * old + (1.0 - _MEAN_DECAY) * new, mean, weights)
+        return weights, mean, opt_state, value
+
+    began, losses = time.monotonic(), []
+    for index in range(int(state.step), num_steps):
+        examples = batch(np.random.default_rng([_SEED.value, len(part), index]))
+        weights, mean, opt_state, value = step(state.weights, state.mean, state.opt_state, *examples)
+        state = State(index + 1, weights, mean, opt_state)
+        losses.append(float(value))
+        if (index + 1) % _CHECKPOINT_EVERY == 0 or index + 1 == num_steps:
+            temporary = path.with_suffix(".part")
+            temporary.write_bytes(flax.serialization.to_bytes(state))
+            os.replace(temporary, path)
+            recent = np.mean(losses[-_CHECKPOINT_EVERY:])
+            print(f"{part}: {index + 1}/{num_steps}  loss {recent:.4f}  {time.monotonic() - began:.0f} s", flush=True)
+    return state.mean
+
+
+def train(data_dir: str, output_dir: str) -> pathlib.Path:
+    """Both parts; the file of the weights, of which the network's are half precision."""
+    folder = pathlib.Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    side = 2 * round(0.9 * _CROP.value)
+    size = _KERNEL_SIZE.value
+    images = read_images(data_dir, side + size - 1)
+
+    def noisy(generator: np.random.Generator) -> Batch:
+        return noisy_batch(generator, images, _BATCH_SIZE.value, _CROP.value)
+
+    def blurred(generator: np.random.Generator) -> Batch:
+        examples = [blurred_example(generator, images, side, size) for _ in range(_STAGE_BATCH_SIZE.value)]
+        return tuple(np.stack(arrays) for arrays in zip(*examples, strict=True))
+
+    weights = dict(learned.initial_weights(jax.random.key(_SEED.value)))
+    weights = _train("denoiser", weights, denoiser_loss, noisy, _DENOISER_STEPS.value, _DENOISER_RATE, folder)
+    count = _NUM_STAGES.value
+    weights |= {
+        "stage_std": jnp.log(jnp.geomspace(8.0, 3.0, count) / 255.0),
+        "stage_power": jnp.full(count, 0.5),
+        "stage_pull": jnp.log(jnp.full(count, 0.3)),
+    }
+    weights = _train("stages", weights, stage_loss, blurred, _STAGE_STEPS.value, _STAGE_RATE, folder)
+    path = folder / "learned_prior.npz"
+    natural = {name: np.asarray(value, np.float32) for name, value in _natural(weights).items()}
+    stored = {name: value if name in _SETTINGS else value.astype(np.float16) for name, value in natural.items()}
+    np.savez_compressed(path, allow_pickle=False, **stored)
+    return path
+
+
+def main(argv: Sequence[str]) -> int:
+    try:
+        _FLAGS(argv)
+        if _HELP.value:
+            print(__doc__, _FLAGS.main_module_help(), sep="\n")
+            return 0
+        if _DATA_DIR.value is None:
+            raise InputError("--data_dir is missing: give a folder of sharp images")
+        print(train(_DATA_DIR.value, _OUTPUT_DIR.value))
+    except (flags.Error, InputError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,238 @@
+"""Non-blind deconvolution with a small learned prior of natural images.
+
+Where a prior on derivatives knows only that edges are rare, a network that was trained to take noise off images knows what
+edges and textures look like. It is applied a few times, and in between the image is brought back to what the blurry one allows.
+
+Half-quadratic splitting with a denoiser for its second half: Zoran, Weiss, "From learning models of natural image patches to
+whole image restoration" (ICCV 2011), https://doi.org/10.1109/ICCV.2011.6126278 (the splitting); Zhang, Zuo, Gu, Zhang,
+"Learning deep CNN denoiser prior for image restoration" (CVPR 2017), https://doi.org/10.1109/CVPR.2017.300 (a network in it);
+Zhang, Zuo, Zhang, "FFDNet" (TIP 2018), https://doi.org/10.1109/TIP.2018.2839891 (pixels folded into channels, one network for
+all noise levels); Zhang, Van Gool, Timofte, "Deep unfolding network for image super-resolution" (CVPR 2020),
+https://doi.org/10.1109/CVPR42600.2020.00328 (stages trained together). Trained by ``experiments/train_prior.py``; data,
+figures and limits are in the model card beside the weights.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+from collections.abc import Callable, Mapping
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdeblur.classical import sparse
+from jaxdeblur.classical.compiled import reproducible_jit
+from jaxdeblur.operators import blur
+
+Weights = Mapping[str, jax.Array]
+
+# No image is better than this: 8 bits alone make up half of it.
+SMALLEST_STD = 0.002
+# Of the effective noise, at which the stages' deviations are as they were trained.
+_REFERENCE_STD = 0.003
+# Brings inputs and noise levels to about unit size.
+_PIXEL_SCALE, _NOISE_SCALE = 4.0, 20.0
+NUM_CG_STEPS = 5
+# Two times folded by two.
+_STRIDE = 4
+
+
+def effective_noise_std(noise_std: float, kernel_std: float = 0.0) -> float:
+    """What the data are trusted to: ``√(max(σ, 0.002)² + σ_k²)``.
+
+    Args:
+      noise_std: ``σ`` of the blurry image, in [0, 1] units.
+      kernel_std: ``σ_k``, deviation of what an inexact kernel gets wrong in the blurry image, in [0, 1] units.
+    """
+    return float(np.hypot(max(noise_std, SMALLEST_STD), kernel_std))
+
+
+@functools.cache
+def load_weights() -> Weights:
+    """The weights that come with the package, float32: the network's, and ``[stages]`` each of ``stage_std``, ``stage_power``
+    and ``stage_pull``."""
+    source = importlib.resources.files("jaxdeblur.classical").joinpath("learned_prior.npz")
+    with importlib.resources.as_file(source) as path, np.load(path) as arrays:
+        return {name: jnp.asarray(arrays[name], jnp.float32) for name in arrays.files}
+
+
+def learned(
+    blurry: jax.Array,
+    kernel: jax.Array,
+    *,
+    noise_std: float,
+    kernel_std: float = 0.0,
+    weights: Weights | None = None,
+) -> jax.Array:
+    """Restores the sharp image behind a blurry one whose kernel is known.
+
+    From what :func:`jaxdeblur.classical.sparse.sparse` makes of it, z₀, a few stages t = 1, 2, … go, each
+
+        ``x_t = argmin_x ‖k * x − y‖² + λ_t (σ/β_t)² ‖x − z_{t−1}‖²``,  ``z_t = D(x_t; β_t)``,
+
+    on the whole support (nothing is assumed beyond the blurry image) with ``σ`` the effective noise, ``β_t = b_t (σ/σ₀)^(p_t)``
+    and ``D`` a network that takes noise of a given deviation off a image. ``b``, ``p``, ``λ`` and ``D`` were trained
+    together. A kernel's faults are no noise, they ring; z_T and z₀ ring differently, so that with an inexact kernel their mean
+    is better than either: ``w z_T + (1 − w) z₀`` with ``w`` the noise's share of the effective variance.
+
+    The channels of a colour image share their edges in z₀; in the stages each goes by itself.
+
+    Args:
+      blurry: ``[H, W]`` or ``[H, W, C]``, in [0, 1].
+      kernel: ``[h, w]``, odd sides, non-negative, summing to one.
+      noise_std: of the blurry image, in [0, 1] units.
+      kernel_std: how far the blurry image that the kernel predicts is off for the kernel's own faults, as a deviation in [0, 1]
+        units: 0 for a kernel that is exact, some thousandths for an estimated one.
+      weights: as of :func:`load_weights`, which are taken if left out.
+
+    Returns:
+      ``[H+h-1, W+w-1]`` or ``[H+h-1, W+w-1, C]``; not clipped.
+    """
+    chex.assert_rank(blurry, {2, 3})
+    chex.assert_rank(kernel, 2)
+    chex.assert_scalar_non_negative(noise_std)
+    chex.assert_scalar_non_negative(kernel_std)
+    start = sparse.sparse(blurry, kernel, weight=sparse.weight_for_noise(noise_std))
+    effective = effective_noise_std(noise_std, kernel_std)
+    final = improve(start, blurry, kernel, effective, weights or load_weights())
+    share = (effective_noise_std(noise_std) / effective) ** 2
+    return share * final + (1.0 - share) * start
+
+
+def stages(
+    start: jax.Array, blurry: jax.Array, kernel: jax.Array, noise_std: jax.Array | float, weights: Weights
+) -> list[jax.Array]:
+    """What each stage of :func:`learned` gives: z₁, z₂, …
+
+    Args:
+      start: z₀, ``[C, H+h-1, W+w-1]``.
+      blurry: ``[C, H, W]``.
+      kernel: ``[h, w]``.
+      noise_std: ``σ``, positive.
+      weights: of the network and the stages.
+
+    Returns:
+      One image of the shape of ``start`` for each stage.
+    """
+    solve = data_step(blurry, kernel, (start.shape[-2], start.shape[-1]))
+    images = [start]
+    for std, power, pull in zip(*(weights[name] for name in ("stage_std", "stage_power", "stage_pull")), strict=True):
+        level = std * (noise_std / _REFERENCE_STD) ** power
+        images.append(denoise(solve(images[-1], pull * (noise_std / level) ** 2), level, weights))
+    return images[1:]
+
+
+@reproducible_jit
+def improve(
+    start: jax.Array, blurry: jax.Array, kernel: jax.Array, noise_std: jax.Array | float, weights: Weights
+) -> jax.Array:
+    """The last of :func:`stages`, for ``start [H+h-1, W+w-1]`` and ``blurry [H, W]`` or both with channels ``C`` at the end."""
+    image, observed = (array[None] if array.ndim == 2 else jnp.moveaxis(array, -1, 0) for array in (start, blurry))
+    final = stages(image, observed, kernel, noise_std, weights)[-1]
+    return final[0] if start.ndim == 2 else jnp.moveaxis(final, 0, -1)
+
+
+def data_step(
+    blurry: jax.Array, kernel: jax.Array, support: tuple[int, int], num_cg_steps: int = NUM_CG_STEPS
+) -> Callable[[jax.Array, jax.Array | float], jax.Array]:
+    """The solver of ``(AᵀA + ρ) x = Aᵀy + ρ z``, A the blur on the valid support.
+
+    Conjugate gradients from z, preconditioned with the inverse ``1 / (|K|² + ρ)`` of what the matrix would be if the image
+    went round: the two differ at the border alone, so that a few steps do.
+
+    Args:
+      blurry: y, ``[C, H, W]``.
+      kernel: ``[h, w]``.
+      support: ``(H+h-1, W+w-1)``.
+      num_cg_steps: 1 or more.
+
+    Returns:
+      A function from z ``[C, H+h-1, W+w-1]`` and ρ > 0 to x, of the shape of z.
+    """
+    forward, adjoint = blur.valid_blur(kernel, support)
+    shape = blur.fast_shape(support)
+    power = jnp.abs(blur.kernel_spectrum(kernel, shape)) ** 2
+
+    def solve(image: jax.Array, pull: jax.Array | float) -> jax.Array:
+        def precondition(residual: jax.Array) -> jax.Array:
+            spectrum = jnp.fft.rfft2(residual, shape) / (power + pull)
+            return jnp.fft.irfft2(spectrum, shape)[..., : support[0], : support[1]]
+
+        def normal(candidate: jax.Array) -> jax.Array:
+            return adjoint(forward(candidate)) + pull * candidate
+
+        # With x = z + u the right side is what z leaves unexplained.
+        target = adjoint(blurry - forward(image))
+        correction, _ = jax.scipy.sparse.linalg.cg(normal, target, tol=0.0, maxiter=num_cg_steps, M=precondition)
+        return image + correction
+
+    return solve
+
+
+def denoise(noisy: jax.Array, noise_std: jax.Array | float, weights: Weights) -> jax.Array:
+    """Takes white noise of a known deviation off images, with a network without biases.
+
+    2×2 pixels become four channels at half the resolution, beside them the noise level; a residual block there, three at a
+    quarter of the resolution, one at half again; the output is the noise, in deviations.
+
+    Args:
+      noisy: ``[N, H, W]``.
+      noise_std: ``β``, positive: one, or ``[N]``.
+      weights: of the network.
+
+    Returns:
+      The shape of ``noisy``.
+    """
+    chex.assert_rank(noisy, 3)
+    count, height, width = noisy.shape
+    padded = jnp.pad(noisy, ((0, 0), (0, -height % _STRIDE), (0, -width % _STRIDE)), mode="edge")[..., None]
+    level = jnp.broadcast_to(jnp.reshape(jnp.asarray(noise_std), (-1, 1, 1, 1)), (count, 1, 1, 1))
+    folded = _fold(_PIXEL_SCALE * (padded - padded.mean((1, 2, 3), keepdims=True)))
+    levels = jnp.broadcast_to(_NOISE_SCALE * level, (*folded.shape[:3], 1))
+
+    def block(features: jax.Array, name: str) -> jax.Array:
+        return features + _convolve(jax.nn.relu(_convolve(features, weights[f"{name}a"])), weights[f"{name}b"])
+
+    fine = block(_convolve(jnp.concatenate([folded, levels], -1), weights["head"]), "enter")
+    coarse = _convolve(fine, weights["down"], stride=2)
+    for index in range(sum(name.startswith("middle") for name in weights) // 2):
+        coarse = block(coarse, f"middle{index}")
+    fine = block(fine + _unfold(_convolve(coarse, weights["up"])), "leave")
+    noise = level * _unfold(_convolve(fine, weights["tail"]))
+    return noisy - noise[:, :height, :width, 0]
+
+
+def initial_weights(key: jax.Array, *, fine: int = 24, coarse: int = 48, num_blocks: int = 3) -> Weights:
+    """Random weights of :func:`denoise`'s network, of ``fine`` channels at half the resolution and ``coarse`` at a quarter."""
+    shapes = {"head": (3, 3, 5, fine), "down": (2, 2, fine, coarse), "up": (1, 1, coarse, 4 * fine), "tail": (3, 3, fine, 4)}
+    shapes |= {f"{name}{part}": (3, 3, fine, fine) for name in ("enter", "leave") for part in "ab"}
+    shapes |= {f"middle{index}{part}": (3, 3, coarse, coarse) for index in range(num_blocks) for part in "ab"}
+    weights = {}
+    for index, (name, shape) in enumerate(sorted(shapes.items())):
+        # Small at the ends of blocks and of the network, so that it begins by doing little.
+        gain = 0.05 if name == "tail" else 0.5 if name.endswith("b") else 1.0
+        scale = gain * (2.0 / np.prod(shape[:3])) ** 0.5
+        weights[name] = scale * jax.random.normal(jax.random.fold_in(key, index), shape)
+    return weights
+
+
+def _convolve(image: jax.Array, weight: jax.Array, stride: int = 1) -> jax.Array:
+    layout = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(image, weight, (stride, stride), "SAME", dimension_numbers=layout)
+
+
+def _fold(image: jax.Array) -> jax.Array:
+    """2×2 pixels into channels: ``[N, 2H, 2W, C]`` to ``[N, H, W, 4C]``."""
+    count, height, width, channels = image.shape
+    pairs = image.reshape(count, height // 2, 2, width // 2, 2, channels)
+    return pairs.transpose(0, 1, 3, 2, 4, 5).reshape(count, height // 2, width // 2, 4 * channels)
+
+
+def _unfold(image: jax.Array) -> jax.Array:
+    """The inverse of :func:`_fold`."""
+    count, height, width, channels = image.shape
+    pairs = image.reshape(count, height, width, 2, 2, channels // 4)
+    return pairs.transpose(0, 1, 3, 2, 4, 5).reshape(count, 2 * height, 2 * width, channels // 4)
