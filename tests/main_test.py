@@ -71,7 +71,7 @@ def quick(monkeypatch):
         known = {
             "restored": image,
             "kernel": kernel,
-            "candidates": (pipeline.Candidate(name="sparse", score=float("nan"), chosen=True),),
+            "candidates": (pipeline.Candidate(name="sparse", score=float("nan"), chosen=True, kernel=kernel),),
             "history": {"fit": [1.0, 0.5], "error": [0.1, 0.05]},
             "seconds": {"fit": 0.25},
             "noise_std": 0.01,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdeblur.classical import hyper_laplacian as kf
+from jaxdeblur.classical import learned as ln
 from jaxdeblur.classical import saturated as sat
 from jaxdeblur.classical import sparse as sp
 from jaxdeblur.config import NonblindConfig
@@ -16,7 +17,7 @@ from jaxdeblur.errors import InputError
 
 # Those that restore the whole support behind an image, with the sparse prior's weight.
 _WHOLE_SUPPORT = {"sparse": sp.sparse, "saturated": sat.saturated}
-METHODS = ("hyper_laplacian", *_WHOLE_SUPPORT)
+METHODS = ("hyper_laplacian", "learned", *_WHOLE_SUPPORT)
 
 
 def restore(
@@ -50,8 +51,11 @@ def restore(
     def one(tile: jax.Array) -> jax.Array:
         if method == "hyper_laplacian":
             return kf.hyper_laplacian(tile, jnp.asarray(kernel), weight=kf.weight_for_noise(noise_std))
-        weight = sp.weight_for_noise(noise_std, base=config.sparse_weight)
-        whole = _WHOLE_SUPPORT[method](tile, jnp.asarray(kernel), weight=weight)
+        if method == "learned":
+            whole = ln.learned(tile, jnp.asarray(kernel), noise_std=noise_std, kernel_std=config.kernel_std)
+        else:
+            weight = sp.weight_for_noise(noise_std, base=config.sparse_weight)
+            whole = _WHOLE_SUPPORT[method](tile, jnp.asarray(kernel), weight=weight)
         (h, w), (rows, columns) = kernel.shape, tile.shape[:2]
         return whole[h // 2 : h // 2 + rows, w // 2 : w // 2 + columns]
 
@@ -70,6 +74,15 @@ def restore(
         if progress is not None:
             progress(done, len(tiles))
     return total / weights
+
+
+def overshoot(restored: np.ndarray) -> float:
+    """Share of values more than a tenth outside [0, 1]: a wrong kernel's ringing makes many, a right one's hardly any.
+
+    Args:
+      restored: of any shape, before it is clipped.
+    """
+    return float(np.mean((restored < -0.1) | (restored > 1.1)))
 
 
 def _spans(length: int, side: int, overlap: int) -> list[slice]:

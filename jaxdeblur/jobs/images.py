@@ -413,7 +413,7 @@ def _report(
         "chosen": result.chosen,
         "early_stop": result.stop,
         "posterior_std": _spread(result.posterior_std),
-        "candidates": result.candidates,
+        "candidates": [{"name": one.name, "score": one.score, "chosen": one.chosen} for one in result.candidates],
         "metrics": metrics,
         "warnings": [*image.notes, *result.warnings],
         "seconds": {**result.seconds, "total": seconds},

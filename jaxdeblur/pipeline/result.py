@@ -17,14 +17,15 @@ class Candidate:
 
     Attributes:
       name: where it comes from.
-      score: its negative log evidence (:func:`jaxdeblur.classical.variational.negative_log_evidence`); lower is better. NaN if
-        it was not judged because there was no other.
+      score: by :func:`jaxdeblur.classical.judge.judge`; lower is better. NaN if it was not judged because there was no other.
       chosen: whether the final image was made with it.
+      kernel: ``[h, w]``, non-negative, summing to one.
     """
 
     name: str
     score: float
     chosen: bool
+    kernel: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
