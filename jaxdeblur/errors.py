@@ -6,12 +6,13 @@ from __future__ import annotations
 class InputError(ValueError):
     """Something the user gave cannot be used.
 
-    The message is a single line that names the thing (a file, a flag) and says how to mend it. The command line prints it
-    as it is and goes on with the next image; library callers catch it as a ``ValueError``.
+    The message is a single line that names the thing (a file, a flag) and says how to mend it, or one such line for each fault
+    of several. The command line prints it as it is and goes on with the next image; library callers catch it as a
+    ``ValueError``.
     """
 
-    def __init__(self, message: str) -> None:
-        super().__init__(printable(message))
+    def __init__(self, *lines: str) -> None:
+        super().__init__("\n".join(map(printable, lines)))
 
 
 def printable(text: str) -> str:

@@ -88,7 +88,7 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_list(
         "override",
         [],
-        "Settings that differ from the preset's, such as initialiser.thinness_weight=0.7.",
+        "Settings that differ from the preset's, such as initialiser.kernel_ridge=1.",
         flag_values=values,
     )
     flags.DEFINE_boolean("quick", False, "Only the quick subset: 12 cases of each split.", flag_values=values)

@@ -131,7 +131,7 @@ def find_images(entries: Iterable[Entry], settings: Settings) -> dict[str, list[
             parts = (*loaded.load(), loaded.true_kernel, len(example.trajectory))
             found[name].append(Image(name, example, digest(*parts), shape))
     if problems:
-        raise InputError("\n".join(problems))
+        raise InputError(*problems)
     return found
 
 

@@ -215,7 +215,7 @@ def find_examples(dataset: str, data_dir: pathlib.Path, *, truth_dir: pathlib.Pa
     problems += _content_problems(examples, size)
     if problems:
         faults = "1 fault" if len(problems) == 1 else f"{len(problems)} faults"
-        raise InputError("\n".join([f"{data_dir}: {faults} in the files of the {dataset} set{source}", *problems]))
+        raise InputError(f"{data_dir}: {faults} in the files of the {dataset} set{source}", *problems)
     return examples
 
 

@@ -76,5 +76,5 @@ def test_highlights_ring_less_when_clipping_is_in_the_model():
 
 def test_an_unknown_method_is_refused_by_name():
     known = scene()
-    with pytest.raises(InputError, match="'wiener': choose from hyper_laplacian, sparse, saturated"):
+    with pytest.raises(InputError, match="'wiener': choose from hyper_laplacian, learned, sparse, saturated"):
         finish.restore(known.blurry, known.kernel, "wiener", LARGE, noise_std=NOISE_STD)
