@@ -29,7 +29,7 @@ from jaxdeblur.pipeline.case import Case, Clock, Photo, Scene, in_groups
 from jaxdeblur.pipeline.result import Candidate, Result, with_account
 from jaxdeblur.presets import PRESETS
 
-# Good restorations were never measured to have a larger share of values far outside [0, 1], failed ones had several times it.
+# A share of values far outside [0, 1] that no sound restoration should have; not calibrated yet.
 _LARGEST_OVERSHOOT = 0.05
 # Enough to find the support's size for a deep prior that starts from scratch.
 _SIZE_ONLY = InitialiserConfig(
