@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxdeblur import InputError, deblur
-from jaxdeblur.classical import initialiser
+from jaxdeblur.classical import finish, initialiser
 from jaxdeblur.config import Config, FitConfig, KernelMlpConfig, LossInterval, SkipNetConfig, StoppingConfig, constant
 from jaxdeblur.evaluation.metrics import aligned_metrics, kernel_similarity, psnr
 from jaxdeblur.operators import blur
@@ -88,6 +88,14 @@ class TestBlind:
         assert any("border of its 5-pixel support" in warning for warning in result.warnings)
 
 
+def test_an_image_that_no_kernel_explains_is_left_as_it_was(monkeypatch):
+    monkeypatch.setattr(finish, "overshoot", lambda restored: 0.5)
+    result = deblur(scene().blurry, CLASSICAL, key=KEY)
+    assert result.chosen == "input"
+    np.testing.assert_allclose(result.restored, scene().blurry, atol=1e-6)
+    assert any("left as it was" in warning for warning in result.warnings)
+
+
 class TestKnownKernel:
     @pytest.mark.parametrize("final", ["auto", "sparse", "learned", "hyper_laplacian", "saturated"])
     def test_only_the_image_is_sought(self, final):
@@ -119,6 +127,12 @@ class TestKnownKernel:
     def test_a_preset_may_know_more_noise_than_can_be_seen(self):
         noisier = dataclasses.replace(CLASSICAL, smallest_noise_std=0.02)
         assert deblur(scene().blurry, noisier, key=KEY, kernel=scene().kernel).noise_std == 0.02
+
+    def test_an_implausible_result_of_a_given_kernel_is_told_of(self, monkeypatch):
+        monkeypatch.setattr(finish, "overshoot", lambda restored: 0.5)
+        result = deblur(scene().blurry, CLASSICAL, key=KEY, kernel=scene().kernel)
+        assert result.chosen == "given kernel, learned"
+        assert any("kernel may be wrong" in warning for warning in result.warnings)
 
     def test_sides_may_differ(self):
         kernel = np.full((1, 5), 0.2, np.float32)

@@ -78,3 +78,7 @@ def test_an_unknown_method_is_refused_by_name():
     known = scene()
     with pytest.raises(InputError, match="'wiener': choose from hyper_laplacian, learned, sparse, saturated"):
         finish.restore(known.blurry, known.kernel, "wiener", LARGE, noise_std=NOISE_STD)
+
+
+def test_overshoot_is_the_share_of_values_far_outside():
+    assert finish.overshoot(np.array([[-0.2, -0.05], [0.5, 1.2]])) == 0.5
