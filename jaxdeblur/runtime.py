@@ -77,7 +77,7 @@ def set_up_cache(folder: str | Path | None = None, *, environ: Mapping[str, str]
     if str(chosen).lower() == OFF:
         jax.config.update("jax_enable_compilation_cache", False)
         return None
-    path = Path(chosen).expanduser() / f"jax-{jax.__version__}-{_machine()}"
+    path = programs_folder(Path(chosen).expanduser())
     try:
         path.mkdir(parents=True, exist_ok=True)
         usable = os.access(path, os.W_OK)
@@ -94,6 +94,11 @@ def set_up_cache(folder: str | Path | None = None, *, environ: Mapping[str, str]
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     return path
+
+
+def programs_folder(base: Path) -> Path:
+    """Where in a cache folder the programs of this version of JAX and this processor are kept."""
+    return base / f"jax-{importlib.metadata.version('jax')}-{_machine()}"
 
 
 def remove_cut_entries(folder: Path) -> None:

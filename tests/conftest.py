@@ -1,25 +1,33 @@
-"""Shared by all tests: compiled programs are cached for the length of one test run, for all of its processes."""
+"""Shared by all tests: compiled programs are kept in pytest's own cache, for all processes and for the next run."""
 
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 
 import pytest
 
+from jaxdeblur import runtime
+
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
 # Small programs too: another module, or the other process, needs many of them again.
 _KEEP_ALL = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
+# Programs of code that has changed since are never looked up again, nor removed one by one.
+_LARGEST_CACHE = 500e6  # bytes; a whole run, slow tests included, leaves about a third of that
 _LIGHT = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 
 
 def pytest_configure(config: pytest.Config) -> None:
     # xdist's workers inherit the environment, so only the first process gets here with the variable unset.
     if _CACHE not in os.environ:
-        os.environ[_CACHE] = tempfile.mkdtemp(prefix="jaxdeblur-tests-")
+        folder = runtime.programs_folder(config.cache.mkdir("compiled-programs"))
+        if sum(entry.stat().st_size for entry in folder.glob("*")) > _LARGEST_CACHE:
+            shutil.rmtree(folder)
+        folder.mkdir(exist_ok=True)
+        runtime.remove_cut_entries(folder)
+        os.environ[_CACHE] = str(folder)
         os.environ.update(_KEEP_ALL)
-        config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(_CACHE), ignore_errors=True))
+        config.add_cleanup(lambda: os.environ.pop(_CACHE))
 
 
 @pytest.fixture(autouse=True, scope="module")
