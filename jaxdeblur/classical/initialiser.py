@@ -40,14 +40,12 @@ class KernelEstimate:
     Attributes:
       kernels: ``[h, h]`` by name, one for each softness that the sharp image was taken to have, the best first by
         :func:`~jaxdeblur.classical.judge.judge`; non-negative, summing to one, their mass centred.
-      softness_stds: that softness by the kernel's name, in pixels.
       negative_log_evidences: of each guess, ``F(k)`` per pixel at the scale where they were first compared; those with the
         lowest went on.
       touches_border: whether the kernel still reaches the border of the largest support there is room for.
     """
 
     kernels: dict[str, np.ndarray]
-    softness_stds: dict[str, float]
     negative_log_evidences: tuple[float, ...]
     touches_border: bool
 
@@ -145,13 +143,14 @@ def _estimate(
     evidences = tuple(evidence for _, evidence in refined)
     finalists = [refined[index][0] for index in np.argsort(evidences)[: config.num_finalists]]
 
-    chains = []
-    attempts = [(finalist, std, full) for std in config.softness_stds for finalist in finalists]
-    refined = model.refine(attempts, config.finalist_iterations)
-    for index, std in enumerate(config.softness_stds):
-        kernel, _ = min(refined[index * len(finalists) : (index + 1) * len(finalists)], key=lambda pair: pair[1])
-        # Support that the kernel does not need fills with spurious kernel mass, which spoils the image.
-        chains.append(_Chain(std, _clean(kernel), _shares_that_hold(np.asarray(_clean(kernel)))))
+    if len(finalists) > 1:
+        attempts = [(finalist, config.softness_stds[0], full) for finalist in finalists]
+        finalists = [kernel for kernel, _ in model.refine(attempts, config.finalist_iterations)]
+        finalists = [finalists[int(np.argmin(model.judge(finalists, config.judging_softness_std)))]]
+    best = _clean(finalists[0])
+    # Support that the kernel does not need fills with spurious kernel mass, which spoils the image.
+    shares = _shares_that_hold(np.asarray(best))
+    chains = [_Chain(std, best, list(shares)) for std in config.softness_stds]
     for index in range(judged_at, len(levels)):
         level = levels[index]
         image = _resize(blurry, level)
@@ -177,13 +176,12 @@ def _estimate(
 
     names = [f"classical, softness {chain.softness_std:g}" if len(chains) > 1 else "classical" for chain in chains]
     found = {name: np.asarray(_clean(_cut(chain.kernel, chain.shares[0]))) for name, chain in zip(names, chains, strict=True)}
-    softness_stds = {name: chain.softness_std for name, chain in zip(names, chains, strict=True)}
     window = informative_crop(blurry, config.refine_side)
-    scores = judge(blurry[window], found, config, noise_std=noise_std, softness_stds=softness_stds)
+    scores = judge(blurry[window], found, config, noise_std=noise_std)
     report(total)
     order = sorted(found, key=lambda name: scores[name])
     whole = len(chains[names.index(order[0])].shares) == 1
-    return KernelEstimate({name: found[name] for name in order}, softness_stds, evidences, whole)
+    return KernelEstimate({name: found[name] for name in order}, evidences, whole)
 
 
 @dataclasses.dataclass(eq=False)
@@ -246,7 +244,7 @@ class _Model:
 
     @classmethod
     def of(cls, image: jax.Array, config: InitialiserConfig, noise_std: float, scale: float) -> _Model:
-        noise = variational.noise_variance(noise_std, smallest=config.noise_variance)
+        noise = variational.noise_variance(noise_std * scale, smallest=config.noise_variance)
         return cls(image, noise, config.first_noise_variance / config.noise_variance * noise, scale)
 
     def refine(self, attempts: Sequence[tuple[jax.Array, float, jax.Array]], iterations: int) -> list[tuple[jax.Array, float]]:
@@ -260,19 +258,36 @@ class _Model:
             {
                 "blurry": self.image,
                 "kernel": kernel,
+                "support": support,
+                "iterations": iterations,
                 "noise_variance": self.noise_variance,
+                "first_noise_variance": self.first_noise_variance,
                 "image_softness_std": variational.softness_at(self.scale, std),
             }
-            for kernel, std, _ in attempts
+            for kernel, std, support in attempts
         ]
         if iterations == 0:  # a program that refines nothing takes as long to compile as any other
-            evidences = _side_by_side(variational.negative_log_evidence, calls) if len(calls) > 1 else [jnp.zeros(())]
-            pairs = list(zip((kernel for kernel, _, _ in attempts), evidences, strict=True))
-        else:
-            more = {"iterations": iterations, "first_noise_variance": self.first_noise_variance}
-            calls = [call | more | {"support": support} for call, (_, _, support) in zip(calls, attempts, strict=True)]
-            pairs = _side_by_side(variational.refine_kernel, calls)
-        return [(kernel, float(jnp.nan_to_num(evidence, nan=jnp.inf))) for kernel, evidence in pairs]
+            kernels = [kernel for kernel, _, _ in attempts]
+            evidences = self.judge(kernels, attempts[0][1]) if len(kernels) > 1 else [0.0]
+            return list(zip(kernels, evidences, strict=True))
+        return [(kernel, _finite(evidence)) for kernel, evidence in _side_by_side(variational.refine_kernel, calls)]
+
+    def judge(self, kernels: Sequence[jax.Array], softness_std: float) -> list[float]:
+        """The negative log evidence of kernels of one shape, with the same softness for all; infinite if it is not finite."""
+        calls = [
+            {
+                "blurry": self.image,
+                "kernel": kernel,
+                "noise_variance": self.noise_variance,
+                "image_softness_std": variational.softness_at(self.scale, softness_std),
+            }
+            for kernel in kernels
+        ]
+        return [_finite(evidence) for evidence in _side_by_side(variational.negative_log_evidence, calls)]
+
+
+def _finite(value: jax.Array) -> float:
+    return float(jnp.nan_to_num(value, nan=jnp.inf))
 
 
 def _side_by_side(program: jax.stages.Wrapped, calls: Sequence[dict[str, Any]]) -> list[Any]:

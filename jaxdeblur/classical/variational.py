@@ -10,9 +10,16 @@ Gaussians with means x and variances C, and
     F(k) = min_{x,γ} ‖k * x − y‖²/ν + Σ_i [x_i²/γ_i + log(ν + γ_i ‖k‖²_i)]
 
 bounds −2 log p(y | k) but for a constant; y holds the gradients of the blurry image, ν their noise variance, ‖k‖²_i the
-energy of the kernel that pixel i is seen through (less than ‖k‖² at the borders). Ours adds a fixed narrow Gaussian g to the
-model, k * g * x: even a sharp photograph's steps are not one pixel wide, and without g the kernel takes that softness upon
-itself.
+energy of the kernel that pixel i is seen through (less than ‖k‖² at the borders). Ours adds two fixed narrow filters.
+
+A Gaussian g, k * g * x: even a sharp photograph's steps are not one pixel wide, and without g the kernel takes that softness
+upon itself.
+
+And w, which makes the noise white: w * k * g * x − w * y. White noise of variance σ² in an image has the power
+``4σ² sin²(ω/2)`` in its differences. Taken for white there, the highest frequencies, where there is most noise and least else,
+are believed twice too much, and the likeliest kernel is too small. With ``|W|² = 1/(|D_x|² + |D_y|² + c)``, D the differences'
+transforms, both derivatives together have the likelihood that the image itself has under white noise of variance ν = σ². What
+else the model does not explain (a blur that varies a little, rounding) is about white in the differences: c ν is its variance.
 """
 
 from __future__ import annotations
@@ -37,13 +44,40 @@ _POWER_STEPS = 2
 _JUDGE_ITERATIONS = 12
 _SETTLING_ITERATIONS = 8
 _SOFTNESS_RADIUS = 3
+_WHITENING_RADIUS = 3
+# Of what the model does not explain in the differences, beside noise; and the bounds of c, for the filter to stay short and
+# because without noise everything else matters.
+_MODEL_ERROR_VARIANCE = 3e-6
+_SMALLEST_C, _LARGEST_C = 0.3, 1.0
 # Averaging over larger pixels is a blur of its own.
 _REDUCED_SOFTNESS = 0.3
 
 
 def noise_variance(noise_std: float, *, smallest: float) -> float:
-    """ν for an image whose pixels carry noise of ``noise_std``: differences carry twice the variance. At least ``smallest``."""
-    return max(smallest, 2.0 * noise_std**2)
+    """ν for an image whose pixels carry noise of ``noise_std``: at least ``smallest``."""
+    return max(smallest, noise_std**2)
+
+
+def whitening_filter(noise_variance: jax.Array | float) -> jax.Array:
+    """``[7, 7]``: w, under which the noise of an image's differences is about as white as that of the image.
+
+    Args:
+      noise_variance: ν, which decides on c.
+    """
+    side = 64
+    bound = jnp.clip(_MODEL_ERROR_VARIANCE / noise_variance, _SMALLEST_C, _LARGEST_C)
+    whole = jnp.fft.irfft2(1.0 / jnp.sqrt(gradients.periodic_energy((side, side)) + bound), (side, side))
+    window = slice(side // 2 - _WHITENING_RADIUS, side // 2 + _WHITENING_RADIUS + 1)
+    return jnp.fft.fftshift(whole)[window, window]
+
+
+def _observe(
+    blurry: jax.Array, noise_variance: jax.Array | float, image_softness_std: jax.Array | float
+) -> tuple[jax.Array, jax.Array]:
+    """The whitened gradients ``[2, H-7, W-7]`` of the blurry image, and ``w * g``, through which they show the sharp one's."""
+    white = whitening_filter(noise_variance)
+    observed = jax.vmap(lambda gradient: _convolve(gradient, white, mode="valid"))(gradients.gradient(blurry))
+    return observed, _convolve(softness_kernel(image_softness_std), white, mode="full")
 
 
 def softness_kernel(std: jax.Array | float) -> jax.Array:
@@ -65,8 +99,8 @@ def refine_kernel(
     *,
     support: jax.Array,
     iterations: jax.Array | int,
-    noise_variance: jax.Array | float = 1e-5,
-    first_noise_variance: jax.Array | float = 3e-5,
+    noise_variance: jax.Array | float = 1e-6,
+    first_noise_variance: jax.Array | float = 3e-6,
     image_softness_std: jax.Array | float = 0.4,
 ) -> tuple[jax.Array, jax.Array]:
     """Improves a kernel by alternating the minimisation of F(k) over image gradients, their variances and the kernel.
@@ -86,7 +120,7 @@ def refine_kernel(
       kernel: ``[h, h]``, where to start; non-negative, summing to one.
       support: ``[h, h]``, one where the kernel may have mass and zero elsewhere.
       iterations: alternations.
-      noise_variance: last ν, in squared [0, 1] units of the gradients.
+      noise_variance: last ν, in squared [0, 1] units.
       first_noise_variance: first ν.
       image_softness_std: of g, in pixels, at most 1.2 or so.
 
@@ -95,8 +129,7 @@ def refine_kernel(
     """
     chex.assert_rank([blurry, kernel], 2)
     chex.assert_equal_shape([kernel, support])
-    soft = softness_kernel(image_softness_std)
-    observed = gradients.gradient(blurry)
+    observed, soft = _observe(blurry, noise_variance, image_softness_std)
     shape = _support(observed, kernel, soft)
     radius, size = soft.shape[0] // 2, (kernel.shape[0], kernel.shape[1])
     soften, _ = blur.valid_blur(soft, shape)
@@ -131,7 +164,7 @@ def negative_log_evidence(
     blurry: jax.Array,
     kernel: jax.Array,
     *,
-    noise_variance: jax.Array | float = 1e-5,
+    noise_variance: jax.Array | float = 1e-6,
     image_softness_std: jax.Array | float = 0.4,
 ) -> jax.Array:
     """F(k) per pixel: a variational bound (free energy) of −2 log p(y | k), but for a constant. Lower is better.
@@ -149,9 +182,8 @@ def negative_log_evidence(
       A scalar.
     """
     chex.assert_rank([blurry, kernel], 2)
-    soft = softness_kernel(image_softness_std)
+    observed, soft = _observe(blurry, noise_variance, image_softness_std)
     whole = _convolve(kernel, soft, mode="full")
-    observed = gradients.gradient(blurry)
     sharp, variance = _settle(observed, whole, noise_variance, _JUDGE_ITERATIONS)
     return _free_energy(observed, whole, sharp, variance, noise_variance)
 

@@ -20,16 +20,16 @@ class InitialiserConfig:
       level_iterations: alternations of image and kernel per level of the pyramid.
       guess_iterations: variational iterations given to every guess before it is judged.
       num_finalists: guesses that remain after that.
-      finalist_iterations: variational iterations given to each of them for each softness before they are judged again.
+      finalist_iterations: variational iterations given to each of them before the best is chosen.
       refine_iterations: variational iterations given to the best one for each softness there.
       fine_iterations: variational iterations given to it at each finer level.
       noise_variance: of the gradients in the variational model, in squared [0, 1] units, where its annealing ends: the image's
         own or, for images with less noise, this.
       first_noise_variance: where the annealing begins for those; for others in proportion.
       softness_stds: standard deviations in pixels of the sharp image's own softness, the Gaussian that even a sharp
-        photograph's edges carry: a kernel is estimated for each, from guesses that were judged with the first, and
+        photograph's edges carry: a kernel is estimated for each, from a guess refined with the first, and
         :func:`jaxdeblur.classical.judge.judge` chooses.
-      thinness_weight: of ``log Σ √k`` beside the negative log evidence when kernels are judged: a camera's trace is thin.
+      judging_softness_std: the softness with which kernels are judged.
       guess_side: guesses are told apart on a level of the pyramid of at most about this many pixels a side.
       refine_side: on finer levels the kernel is refined on an informative crop of at most this many pixels a side.
       image_side: of larger images, only an informative crop of this many pixels a side is looked at.
@@ -44,10 +44,10 @@ class InitialiserConfig:
     finalist_iterations: int = 60
     refine_iterations: int = 100
     fine_iterations: int = 40
-    noise_variance: float = 2e-6
-    first_noise_variance: float = 6e-6
-    softness_stds: tuple[float, ...] = (0.7,)
-    thinness_weight: float = 0.7
+    noise_variance: float = 1e-6
+    first_noise_variance: float = 3e-6
+    softness_stds: tuple[float, ...] = (0.7, 0.4, 1.0)
+    judging_softness_std: float = 0.4
     guess_side: int = 300
     refine_side: int = 512
     image_side: int = 1280

@@ -68,7 +68,6 @@ class Case:
       clock: its seconds.
       kernels: the candidates so far, by name.
       kernel_size: side of the support; None as long as nothing has said so.
-      softness_stds: of the sharp image, in pixels, with which a candidate was estimated, by its name.
       surrogate: what the pre-trained network makes of the image, shaped as it, if that does not depend on the fit.
       teacher_kernel: that it made it with, if any.
       fitted: what its fit found.
@@ -84,7 +83,6 @@ class Case:
     teacher_kernel: np.ndarray | None = None
     fitted: FitResult | None = None
     warnings: list[str] = dataclasses.field(default_factory=list)
-    softness_stds: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def window(self) -> tuple[slice, slice]:

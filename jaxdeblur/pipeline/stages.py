@@ -147,7 +147,6 @@ def _initialise(case: Case, teacher: Teacher | None, progress: Progress | None) 
             case.warnings.append(f"the kernel reaches the border of its {size}-pixel support; a larger --kernel_size may help")
         if config.initialiser is not None:
             case.kernels |= estimate.kernels
-            case.softness_stds = estimate.softness_stds
 
     if config.teacher is not None and teacher is not None:
         with case.clock("teacher"):
@@ -205,13 +204,7 @@ def _finish(case: Case, progress: Progress | None) -> Result:
         case.warnings.append("this network finds no kernel; the one that is written is that of no blur")
 
     with case.clock("judge"):
-        scores = judge(
-            scene.grey[scene.window],
-            kernels,
-            scene.initialiser,
-            noise_std=scene.noise_std,
-            softness_stds=case.softness_stds,
-        )
+        scores = judge(scene.grey[scene.window], kernels, scene.initialiser, noise_std=scene.noise_std)
     with case.clock("finish"):
         if config.final == "generator" and case.fitted is not None:
             name, chosen = next(reversed(kernels)), "generator"
