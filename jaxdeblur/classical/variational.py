@@ -45,10 +45,11 @@ _JUDGE_ITERATIONS = 12
 _SETTLING_ITERATIONS = 8
 _SOFTNESS_RADIUS = 3
 _WHITENING_RADIUS = 3
-# Of what the model does not explain in the differences, beside noise; and the bounds of c, for the filter to stay short and
-# because without noise everything else matters.
-_MODEL_ERROR_VARIANCE = 3e-6
-_SMALLEST_C, _LARGEST_C = 0.3, 1.0
+# What the model does not explain in the differences beside noise, and the largest c. More of it makes the refinement robust,
+# less of it the comparison of kernels sharp; both were chosen on the images that settings are chosen on.
+_REFINING_ERROR, _LARGEST_REFINING_C = 1e-5, 10.0
+_JUDGING_ERROR, _LARGEST_JUDGING_C = 3e-6, 1.0
+_SMALLEST_C = 0.3  # for the filter to stay short
 # Averaging over larger pixels is a blur of its own.
 _REDUCED_SOFTNESS = 0.3
 
@@ -58,24 +59,17 @@ def noise_variance(noise_std: float, *, smallest: float) -> float:
     return max(smallest, noise_std**2)
 
 
-def whitening_filter(noise_variance: jax.Array | float) -> jax.Array:
-    """``[7, 7]``: w, under which the noise of an image's differences is about as white as that of the image.
-
-    Args:
-      noise_variance: ν, which decides on c.
-    """
+def whitening_filter(c: jax.Array | float) -> jax.Array:
+    """``[7, 7]``: w, under which the noise of an image's differences and cν more of white noise are white together."""
     side = 64
-    bound = jnp.clip(_MODEL_ERROR_VARIANCE / noise_variance, _SMALLEST_C, _LARGEST_C)
-    whole = jnp.fft.irfft2(1.0 / jnp.sqrt(gradients.periodic_energy((side, side)) + bound), (side, side))
+    whole = jnp.fft.irfft2(1.0 / jnp.sqrt(gradients.periodic_energy((side, side)) + c), (side, side))
     window = slice(side // 2 - _WHITENING_RADIUS, side // 2 + _WHITENING_RADIUS + 1)
     return jnp.fft.fftshift(whole)[window, window]
 
 
-def _observe(
-    blurry: jax.Array, noise_variance: jax.Array | float, image_softness_std: jax.Array | float
-) -> tuple[jax.Array, jax.Array]:
+def _observe(blurry: jax.Array, c: jax.Array, image_softness_std: jax.Array | float) -> tuple[jax.Array, jax.Array]:
     """The whitened gradients ``[2, H-7, W-7]`` of the blurry image, and ``w * g``, through which they show the sharp one's."""
-    white = whitening_filter(noise_variance)
+    white = whitening_filter(c)
     observed = jax.vmap(lambda gradient: _convolve(gradient, white, mode="valid"))(gradients.gradient(blurry))
     return observed, _convolve(softness_kernel(image_softness_std), white, mode="full")
 
@@ -129,7 +123,8 @@ def refine_kernel(
     """
     chex.assert_rank([blurry, kernel], 2)
     chex.assert_equal_shape([kernel, support])
-    observed, soft = _observe(blurry, noise_variance, image_softness_std)
+    c = jnp.clip(_REFINING_ERROR / noise_variance, _SMALLEST_C, _LARGEST_REFINING_C)
+    observed, soft = _observe(blurry, c, image_softness_std)
     shape = _support(observed, kernel, soft)
     radius, size = soft.shape[0] // 2, (kernel.shape[0], kernel.shape[1])
     soften, _ = blur.valid_blur(soft, shape)
@@ -182,7 +177,8 @@ def negative_log_evidence(
       A scalar.
     """
     chex.assert_rank([blurry, kernel], 2)
-    observed, soft = _observe(blurry, noise_variance, image_softness_std)
+    c = jnp.clip(_JUDGING_ERROR / noise_variance, _SMALLEST_C, _LARGEST_JUDGING_C)
+    observed, soft = _observe(blurry, c, image_softness_std)
     whole = _convolve(kernel, soft, mode="full")
     sharp, variance = _settle(observed, whole, noise_variance, _JUDGE_ITERATIONS)
     return _free_energy(observed, whole, sharp, variance, noise_variance)
