@@ -35,8 +35,8 @@ class InitialiserConfig:
       image_side: of larger images, only an informative crop of this many pixels a side is looked at.
     """
 
-    gradient_weights: tuple[float, ...] = (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
-    support_shares: tuple[float, ...] = (1.0, 0.7, 0.5)
+    gradient_weights: tuple[float, ...] = (2e-3, 4e-3, 8e-3, 1.6e-2)
+    support_shares: tuple[float, ...] = (1.0, 0.6, 0.35, 0.25)
     kernel_ridge: float = 2.0
     level_iterations: int = 5
     guess_iterations: int = 20

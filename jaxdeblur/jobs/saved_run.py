@@ -25,6 +25,8 @@ _RENAMED = (
     ("initialiser", "camera_blur_std", "softness_stds"),
     ("initialiser", "image_softness_std", "softness_stds"),
 )
+# And those that are there no more.
+_DROPPED = (("initialiser", "thinness_weight"),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,11 +112,15 @@ def config_from_json(value: Any) -> Config:
 
 
 def _with_new_names(value: Any) -> Any:
-    """A configuration's JSON with the names that its fields have today; what is no such JSON stays as it is."""
+    """A configuration's JSON with the fields and names of today; what is no such JSON stays as it is."""
     for place, old, new in _RENAMED:
         part = value.get(place) if isinstance(value, dict) else None
         if isinstance(part, dict) and old in part and new not in part:
             value = value | {place: {name: entry for name, entry in part.items() if name != old} | {new: [part[old]]}}
+    for place, old in _DROPPED:
+        part = value.get(place) if isinstance(value, dict) else None
+        if isinstance(part, dict):
+            value = value | {place: {name: entry for name, entry in part.items() if name != old}}
     return value
 
 

@@ -31,7 +31,8 @@ def test_every_pair_of_weight_and_support_is_judged(estimate):
 
 
 def test_the_likeliest_guesses_are_refined_and_the_likeliest_of_those_is_kept(monkeypatch):
-    values = iter([3.0, float("nan"), 2.0, 9.0, 5.0, 0.0])
+    told = iter([3.0, float("nan"), 2.0, 0.0, 0.0, 0.0])
+    judged = iter([5.0, 0.0])
     monkeypatch.setattr(initialiser, "_side_by_side", lambda program, calls: [program(**call) for call in calls])
     given, found = [], []
     refine = variational.refine_kernel
@@ -39,9 +40,10 @@ def test_the_likeliest_guesses_are_refined_and_the_likeliest_of_those_is_kept(mo
     def spy(**call):
         given.append(call["kernel"])
         found.append(refine(**call)[0])
-        return found[-1], next(values)
+        return found[-1], next(told)
 
     monkeypatch.setattr(initialiser.variational, "refine_kernel", spy)
+    monkeypatch.setattr(initialiser.variational, "negative_log_evidence", lambda **_: next(judged))
     config = dataclasses.replace(QUICK, gradient_weights=(4e-3, 8e-3, 1.6e-2), support_shares=(1.0,), num_finalists=2)
     result = initialiser.estimate_kernel(scene().blurry, config, kernel_size=11, noise_std=NOISE_STD)
     assert len(given) == 6  # three guesses, two finalists, the last one
@@ -113,7 +115,7 @@ def test_an_unknown_size_grows_until_the_kernel_fits(monkeypatch):
     def estimate(blurry, config, size, noise_std, progress):
         sizes.append(size)
         cut = kernel[20 - size // 2 : 21 + size // 2, 20 - size // 2 : 21 + size // 2]
-        return initialiser.KernelEstimate({"classical": cut / cut.sum()}, {"classical": 0.4}, (), whole)
+        return initialiser.KernelEstimate({"classical": cut / cut.sum()}, (), whole)
 
     monkeypatch.setattr(initialiser, "_estimate", estimate)
     monkeypatch.setattr(initialiser, "_SMALLEST_FIRST_SIZE", 11)

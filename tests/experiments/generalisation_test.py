@@ -328,9 +328,10 @@ def test_the_command_measures_what_is_not_measured_yet(source, tmp_path, measure
     assert "gap  1.00" in (tmp_path / "out/fast.md").read_text()
     # Other settings have results of their own, but what they have in common with the first is not measured again.
     assert (
-        run(tmp_path, "--override=initialiser.thinness_weight=0.5", "--quick", f"--compare={tmp_path / 'out/fast.json'}") == 0
+        run(tmp_path, "--override=initialiser.judging_softness_std=0.5", "--quick", f"--compare={tmp_path / 'out/fast.json'}")
+        == 0
     )
-    assert [(task.known, task.config.initialiser.thinness_weight) for task in measured[4:]] == [(False, 0.5)]
+    assert [(task.known, task.config.initialiser.judging_softness_std) for task in measured[4:]] == [(False, 0.5)]
     assert "+0.00" in capsys.readouterr().out
     monkeypatch.setattr(command, "source_digest", lambda: "changed")
     assert run(tmp_path) == 0
