@@ -69,7 +69,8 @@ OLD_REPORT = """
     "initialiser": {
       "gradient_weights": [0.002, 0.004], "support_shares": [1.0, 0.7], "kernel_ridge": 2.0, "level_iterations": 5,
       "guess_iterations": 20, "num_finalists": 3, "finalist_iterations": 60, "refine_iterations": 120, "fine_iterations": 40,
-      "noise_variance": 1e-05, "first_noise_variance": 3e-05, "camera_blur_std": 0.5, "thinness_weight": 0.7, "guess_side": 300, "refine_side": 512,
+      "noise_variance": 1e-05, "first_noise_variance": 3e-05, "camera_blur_std": 0.5, "thinness_weight": 0.7,
+      "guess_side": 300, "refine_side": 512,
       "image_side": 1280
     },
     "fit": {
