@@ -114,6 +114,18 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_enum("teacher", None, ["dmphn", "dwdn"], "Pre-trained network, in presets that use one.", flag_values=values)
     string("teacher_weights", None, "File or folder of that network's weights; they do not come with jaxdeblur.")
     flags.DEFINE_enum("final", None, FINALS, "How the final image is made from the kernel.", flag_values=values)
+    string(
+        "region", None, "Part from which the kernel is estimated, as x,y,width,height in pixels; all of the image is restored."
+    )
+    flags.DEFINE_float(
+        "smoothness",
+        None,
+        "Factor on the weight of the final image's prior: above 1 smoother, below 1 crisper and noisier.",
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "amount", None, "Share of the restored image in the result, 0 to 1; the rest is the input.", flag_values=values
+    )
     string("reference", None, "The sharp image: aligned PSNR and SSIM are printed and recorded.")
     flags.DEFINE_float(
         "max_megapixels",
@@ -209,7 +221,9 @@ def _settings(values: flags.FlagValues, saved: SavedRun | None) -> Settings:
         raise InputError("--kernel and --kernel_size exclude each other; give one of them")
     kernel = pathlib.Path(values.kernel).expanduser() if values.kernel else None
     seed = values.seed
+    region = _region(values.region) if values.region else None
     if saved is not None:
+        region = region or saved.region
         kernel = kernel or saved.kernel
         seed = seed if values["seed"].present else saved.seed
     config = _config(values, saved)
@@ -233,7 +247,16 @@ def _settings(values: flags.FlagValues, saved: SavedRun | None) -> Settings:
         cache_dir=values.cache_dir,
         checkpoint_dir=checkpoint_dir,
         max_megapixels=limit,
+        region=region,
     )
+
+
+def _region(text: str) -> tuple[int, int, int, int]:
+    try:
+        x, y, width, height = (int(number) for number in text.split(","))
+    except ValueError:
+        raise InputError(f"--region={text} is no region; give four numbers of pixels, x,y,width,height") from None
+    return x, y, width, height
 
 
 def _config(values: flags.FlagValues, saved: SavedRun | None) -> Config:
@@ -268,6 +291,8 @@ def _config(values: flags.FlagValues, saved: SavedRun | None) -> Config:
         stopping=values.stopping,
         stopping_patience=values.stopping_patience,
         stopping_from=values.stopping_from,
+        smoothness=values.smoothness,
+        amount=values.amount,
     )
 
 

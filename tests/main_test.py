@@ -186,6 +186,20 @@ class TestResults:
         assert cli("--image=photo.png", "--kernel_size=auto", "--overwrite")[0] == 0
         assert quick[1]["config"].kernel_size is None
 
+    def test_region_smoothness_and_amount_reach_the_pipeline_and_its_repetition(self, workplace, quick, cli, refused):
+        assert cli("--image=photo.png", "--region=2,3,40,33", "--smoothness=2", "--amount=0.5")[0] == 0
+        assert cli("--config=deblurred/photo_report.json", "--output_dir=again")[0] == 0
+        for call in quick:
+            assert call["photos"][0].region == (2, 3, 40, 33)
+            assert (call["config"].nonblind.smoothness, call["config"].nonblind.amount) == (2.0, 0.5)
+        assert "1,2,3" in refused("--image=photo.png", "--region=1,2,3", "--overwrite")
+        assert "photo.png: region 20,3,40,33 reaches beyond the image of 50×40" in refused(
+            "--image=photo.png", "--region=20,3,40,33", "--overwrite"
+        )
+        assert "smoothness must be in [0.01, 100]" in refused("--image=photo.png", "--smoothness=0", "--overwrite")
+        assert "amount" in refused("--image=photo.png", "--amount=2", "--overwrite")
+        assert "kernel" in refused("--image=photo.png", "--region=0,0,40,33", "--kernel_size=35", "--overwrite")
+
     def test_posterior_samples_are_written_as_images(self, workplace, quick, cli):
         status, _, errors = cli("--image=photo.png", "--preset=mc", "--kernel_size=9", "--num_posterior_samples=4")
         assert (status, errors) == (0, [])

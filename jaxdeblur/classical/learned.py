@@ -65,6 +65,7 @@ def learned(
     *,
     noise_std: float,
     kernel_std: float = 0.0,
+    smoothness: float = 1.0,
     weights: Weights | None = None,
 ) -> jax.Array:
     """Restores the sharp image behind a blurry one whose kernel is known.
@@ -86,6 +87,8 @@ def learned(
       noise_std: of the blurry image, in [0, 1] units.
       kernel_std: how far the blurry image that the kernel predicts is off for the kernel's own faults, as a deviation in [0, 1]
         units: 0 for a kernel that is exact, some thousandths for an estimated one.
+      smoothness: factor on the prior's weight, which is ``σ²`` here: z₀'s prior weighs so much more, and ``σ`` is taken to be
+        ``√smoothness`` times as large.
       weights: as of :func:`load_weights`, which are taken if left out.
 
     Returns:
@@ -95,9 +98,10 @@ def learned(
     chex.assert_rank(kernel, 2)
     chex.assert_scalar_non_negative(noise_std)
     chex.assert_scalar_non_negative(kernel_std)
-    start = sparse.sparse(blurry, kernel, weight=sparse.weight_for_noise(noise_std))
+    chex.assert_scalar_positive(smoothness)
+    start = sparse.sparse(blurry, kernel, weight=smoothness * sparse.weight_for_noise(noise_std))
     effective = effective_noise_std(noise_std, kernel_std)
-    final = improve(start, blurry, kernel, effective, weights or load_weights())
+    final = improve(start, blurry, kernel, smoothness**0.5 * effective, weights or load_weights())
     share = (effective_noise_std(noise_std) / effective) ** 2
     return share * final + (1.0 - share) * start
 

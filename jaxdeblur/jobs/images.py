@@ -22,6 +22,7 @@ import numpy as np
 from jaxdeblur.config import COMPRESSED_NOISE_STD, SMALLEST_SIDE, Config
 from jaxdeblur.errors import InputError, describe
 from jaxdeblur.imaging.colour import grey
+from jaxdeblur.imaging.input_checks import Region, check_region
 from jaxdeblur.imaging.kernel_files import require_kernel_fits, write_kernel_array, write_kernel_image
 from jaxdeblur.imaging.preview import write_preview
 from jaxdeblur.imaging.reading import MAX_MEGAPIXELS, read_image
@@ -53,6 +54,7 @@ class Settings:
       cache_dir: folder of compiled programs, ``off``, or None for the default.
       checkpoint_dir: folder for the states of unfinished fits, or None for keeping none.
       max_megapixels: the largest image that is read, in millions of pixels, above 0.
+      region: ``(x, y, width, height)`` of the part from which kernels are estimated, or None for the whole image.
     """
 
     config: Config
@@ -63,6 +65,7 @@ class Settings:
     cache_dir: str | None
     checkpoint_dir: pathlib.Path | None = None
     max_megapixels: float = MAX_MEGAPIXELS
+    region: Region | None = None
 
 
 @dataclasses.dataclass
@@ -109,6 +112,7 @@ class Task:
     name: str
     checkpoint: pathlib.Path | None = None
     shows_progress: bool = False
+    region: Region | None = None
 
 
 def run_tasks(tasks: Sequence[Task]) -> list[tuple[Result, float]]:
@@ -123,7 +127,7 @@ def run_tasks(tasks: Sequence[Task]) -> list[tuple[Result, float]]:
     runtime.clear_compiled_executables()
 
     began = time.perf_counter()
-    photos = [Photo(task.pixels, jax.random.key(task.seed), task.kernel) for task in tasks]
+    photos = [Photo(task.pixels, jax.random.key(task.seed), task.kernel, region=task.region) for task in tasks]
     label = first.name if len(tasks) == 1 else f"{first.name} and {len(tasks) - 1} more"
     with show_progress(label) if first.shows_progress else contextlib.nullcontext() as progress:
         results = deblur_batch(photos, first.config, progress=progress, checkpoint=first.checkpoint)
@@ -243,6 +247,7 @@ def _task(path: pathlib.Path, image: StoredImage, settings: Settings, *, shows_p
         name=path.name,
         checkpoint=_checkpoint(path, settings),
         shows_progress=shows_progress,
+        region=settings.region,
     )
 
 
@@ -286,10 +291,14 @@ def _check(path: pathlib.Path, image: StoredImage, outputs: Outputs, settings: S
     width, height = image.size
     if min(width, height) < SMALLEST_SIDE:
         raise InputError(f"{path}: {width}×{height} pixels are too few to deblur; give {SMALLEST_SIDE} or more a side")
+    try:
+        rows, columns = check_region(settings.region, (height, width))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     if settings.kernel is not None:
         require_kernel_fits(settings.kernel.shape, (height, width), str(path))
     elif (side := settings.config.kernel_size) is not None:
-        require_kernel_fits((side, side), (height, width), str(path))
+        require_kernel_fits((side, side), (rows.stop - rows.start, columns.stop - columns.start), str(path))
     if settings.reference is not None and settings.reference.size != image.size:
         other = "×".join(map(str, settings.reference.size))
         raise InputError(
@@ -408,6 +417,7 @@ def _report(
         "seed": settings.seed,
         "config": _config_for(image, settings),
         "known_kernel": settings.kernel is not None,
+        "region": settings.region,
         "kernel_size": result.kernel_size,
         "noise_std": result.noise_std,
         "chosen": result.chosen,

@@ -36,6 +36,7 @@ class SavedRun:
       seed: of the random key.
       image: where it is, as the report says.
       kernel: the kernel's array if it was given and not estimated, else None.
+      region: ``(x, y, width, height)`` from which the kernel was estimated, or None for the whole image.
       versions: of this package and of jax, by name.
     """
 
@@ -43,6 +44,7 @@ class SavedRun:
     seed: int
     image: pathlib.Path
     kernel: pathlib.Path | None
+    region: tuple[int, int, int, int] | None
     versions: dict[str, str]
 
 
@@ -61,6 +63,7 @@ def read_saved_run(path: pathlib.Path) -> SavedRun:
             seed=_seed(report["seed"]),
             image=path.parent / report["input"]["path"],
             kernel=path.with_name(f"{stem}_kernel.npy") if report["known_kernel"] else None,
+            region=_region(report.get("region")),
             versions={"jaxdeblur": str(report["version"]), "jax": str(report["jax_version"])},
         )
 
@@ -76,6 +79,15 @@ def _seed(value: Any) -> int:
     if not isinstance(value, int) or not 0 <= value <= LARGEST_SEED:
         raise ValueError(f"the seed {value!r} is none")
     return value
+
+
+def _region(value: Any) -> tuple[int, int, int, int] | None:
+    if value is None:  # or a report of a version that knew no regions
+        return None
+    if not (isinstance(value, list) and len(value) == 4 and all(type(number) is int for number in value)):
+        raise ValueError(f"the region {value!r} is none")
+    x, y, width, height = value
+    return x, y, width, height
 
 
 def version_notes(saved: SavedRun) -> list[str]:
