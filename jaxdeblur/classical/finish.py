@@ -57,8 +57,13 @@ def restore(
             weight = config.smoothness * kf.weight_for_noise(noise_std)
             return kf.hyper_laplacian(tile, jnp.asarray(kernel), weight=weight)
         if method == "learned":
-            trust = {"kernel_std": config.kernel_std, "smoothness": config.smoothness}
-            whole = ln.learned(tile, jnp.asarray(kernel), noise_std=noise_std, **trust)
+            whole = ln.learned(
+                tile,
+                jnp.asarray(kernel),
+                noise_std=noise_std,
+                kernel_std=config.kernel_std,
+                smoothness=config.smoothness,
+            )
         else:
             weight = config.smoothness * sp.weight_for_noise(noise_std, base=config.sparse_weight)
             whole = _WHOLE_SUPPORT[method](tile, jnp.asarray(kernel), weight=weight)

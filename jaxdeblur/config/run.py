@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from jaxdeblur.config.checks import check_kernel_size, not_none, require
 from jaxdeblur.config.classical import InitialiserConfig, NonblindConfig
@@ -101,7 +101,13 @@ class Config:
         """The same run as far as a kernel at hand leaves something to do: no fit, no network, a non-blind final image."""
         final: Final = "auto" if self.final in ("generator", "teacher") else self.final
         initialiser = self.initialiser or InitialiserConfig()
-        plain = {"fit": None, "num_restarts": 1, "num_posterior_samples": 0, "teacher": None, "kernel_size": None}
+        plain: dict[str, Any] = {
+            "fit": None,
+            "num_restarts": 1,
+            "num_posterior_samples": 0,
+            "teacher": None,
+            "kernel_size": None,
+        }
         return dataclasses.replace(self, final=final, initialiser=initialiser, **plain)
 
     def override(

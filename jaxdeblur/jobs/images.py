@@ -26,13 +26,14 @@ from jaxdeblur.imaging.input_checks import Region, check_region
 from jaxdeblur.imaging.kernel_files import require_kernel_fits, write_kernel_array, write_kernel_image
 from jaxdeblur.imaging.preview import write_preview
 from jaxdeblur.imaging.reading import MAX_MEGAPIXELS, read_image
-from jaxdeblur.imaging.selection import Outputs, prepare_folder, remove_if_empty
+from jaxdeblur.imaging.selection import Outputs, ReportKinds, prepare_folder, remove_if_empty
 from jaxdeblur.imaging.staging import staged
 from jaxdeblur.imaging.stored_image import StoredImage
 from jaxdeblur.imaging.trace import write_trace
 from jaxdeblur.imaging.writing import write_grey, write_image
 from jaxdeblur.jobs import batches
 from jaxdeblur.jobs.cluster import TaskError, map_batches
+from jaxdeblur.jobs.html_report import write_html_report
 from jaxdeblur.jobs.progress import show_progress
 from jaxdeblur.jobs.report import write_report
 from jaxdeblur.version import __version__
@@ -55,6 +56,8 @@ class Settings:
       checkpoint_dir: folder for the states of unfinished fits, or None for keeping none.
       max_megapixels: the largest image that is read, in millions of pixels, above 0.
       region: ``(x, y, width, height)`` of the part from which kernels are estimated, or None for the whole image.
+      reports: which of the two reports are written, ``html`` and ``json``.
+      shown_name: what reports call the image, if that is not its file's name; they then take it to lie beside them.
     """
 
     config: Config
@@ -66,6 +69,8 @@ class Settings:
     checkpoint_dir: pathlib.Path | None = None
     max_megapixels: float = MAX_MEGAPIXELS
     region: Region | None = None
+    reports: ReportKinds = "both"
+    shown_name: str | None = None
 
 
 @dataclasses.dataclass
@@ -135,7 +140,14 @@ def run_tasks(tasks: Sequence[Task]) -> list[tuple[Result, float]]:
     return [(result, seconds) for result in results]
 
 
-def run_job(path: pathlib.Path, outputs: Outputs | InputError, settings: Settings, log: Callable[[str], None]) -> None:
+def run_job(
+    path: pathlib.Path,
+    outputs: Outputs | InputError,
+    settings: Settings,
+    log: Callable[[str], None],
+    *,
+    compute: Callable[[Task], tuple[Result, float]] | None = None,
+) -> tuple[StoredImage, Result]:
     """Deblurs the image at ``path`` in this process and writes its results, all of them or none.
 
     Args:
@@ -143,6 +155,10 @@ def run_job(path: pathlib.Path, outputs: Outputs | InputError, settings: Setting
       outputs: where its results go, or why it has no place for them.
       settings: as for all images.
       log: called with a line for its success.
+      compute: what deblurs it and tells the seconds; None for :func:`run_tasks`, which shows its progress.
+
+    Returns:
+      The image and what was found.
 
     Raises:
       InputError: the image, or something else that the user gave, cannot be used.
@@ -152,10 +168,12 @@ def run_job(path: pathlib.Path, outputs: Outputs | InputError, settings: Setting
     image = _open(path, outputs, settings)
     made = prepare_folder(outputs.folder)
     try:
-        ((result, seconds),) = run_tasks([_task(path, image, settings, shows_progress=True)])
+        task = _task(path, image, settings, shows_progress=True)
+        result, seconds = run_tasks([task])[0] if compute is None else compute(task)
         _finish(path, image, outputs, settings, result, seconds, log)
     finally:
         remove_if_empty(made)  # after a success they are not empty
+    return image, result
 
 
 def run_jobs(
@@ -262,7 +280,7 @@ def _finish(
 ) -> None:
     """Measures, writes and tells of a result; its checkpoint has then done its duty."""
     metrics = _metrics(image, result, settings.reference)
-    final_paths = _paths(outputs, image, settings.config)
+    final_paths = _paths(outputs, image, settings)
     _write(path, image, final_paths, settings, result, metrics, seconds)
     size = f"{result.kernel.shape[1]}×{result.kernel.shape[0]}"
     log(f"{path} -> {final_paths[0]} (kernel {size}, final image: {result.chosen}, {seconds:.1f} s)")
@@ -305,7 +323,7 @@ def _check(path: pathlib.Path, image: StoredImage, outputs: Outputs, settings: S
             f"{path}: is {width}×{height} pixels but the reference is {other}; give the sharp version of this image"
         )
     if not settings.overwrite:
-        for existing in _paths(outputs, image, settings.config):
+        for existing in _paths(outputs, image, settings):
             if existing.exists():
                 raise InputError(f"{path}: {existing} exists already; give --overwrite or another --output_dir")
 
@@ -340,8 +358,9 @@ def _metrics(image: StoredImage, result: Result, reference: StoredImage | None) 
     return {name: {"psnr": one.psnr, "ssim": one.ssim, "shift": one.shift} for name, one in found.items()}
 
 
-def _paths(outputs: Outputs, image: StoredImage, config: Config) -> list[pathlib.Path]:
-    return outputs.all(image.suffix, fitted=config.fit is not None, posterior=config.num_posterior_samples > 0)
+def _paths(outputs: Outputs, image: StoredImage, settings: Settings) -> list[pathlib.Path]:
+    fitted, posterior = settings.config.fit is not None, settings.config.num_posterior_samples > 0
+    return outputs.all(image.suffix, fitted=fitted, posterior=posterior, reports=settings.reports)
 
 
 def _write_trace(path: pathlib.Path, result: Result) -> None:
@@ -365,17 +384,29 @@ def _write(
     seconds: float,
 ) -> None:
     try:
-        with staged(final_paths, replace=settings.overwrite) as (deblurred, kernel_image, kernel_array, preview, *more, report):
+        with staged(final_paths, replace=settings.overwrite) as (deblurred, kernel_image, kernel_array, preview, *more):
             write_image(deblurred, image, result.restored)
             write_kernel_image(kernel_image, result.kernel)
             write_kernel_array(kernel_array, result.kernel)
             write_preview(preview, image.pixels, result.restored, result.kernel, image.icc)
             if settings.config.fit is not None:
-                _write_trace(more[0], result)
+                _write_trace(more.pop(0), result)
             if result.posterior_mean is not None and result.posterior_std is not None:
-                write_grey(more[1], result.posterior_mean)
-                write_grey(more[2], result.posterior_std / max(float(result.posterior_std.max()), 1e-6))
-            write_report(report, _report(path, image, final_paths, settings, result, metrics, seconds))
+                write_grey(more.pop(0), result.posterior_mean)
+                write_grey(more.pop(0), result.posterior_std / max(float(result.posterior_std.max()), 1e-6))
+            report = _report(path, image, final_paths, settings, result, metrics, seconds)
+            if settings.reports != "json":
+                write_html_report(
+                    more.pop(0),
+                    report,
+                    blurry=image.pixels,
+                    restored=result.restored,
+                    kernels={candidate.name: candidate.kernel for candidate in result.candidates},
+                    icc=image.icc,
+                    run_file=final_paths[-1].name,
+                )
+            if settings.reports != "html":
+                write_report(more.pop(0), report)
     except OSError as error:
         folder = final_paths[0].parent
         raise InputError(
@@ -397,8 +428,8 @@ def _report(
     device = jax.devices()[0]
     return {
         "input": {
-            "file": path.name,
-            "path": os.path.relpath(path.resolve(), final_paths[-1].resolve().parent),
+            "file": settings.shown_name or path.name,
+            "path": settings.shown_name or os.path.relpath(path.resolve(), final_paths[-1].resolve().parent),
             "width": image.size[0],
             "height": image.size[1],
             "channels": image.pixels.ndim if image.pixels.ndim == 3 else 1,

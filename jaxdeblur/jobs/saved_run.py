@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -14,6 +15,7 @@ from cattrs.strategies import configure_tagged_union
 from jaxdeblur.config import Config, ImageGeneratorConfig, KernelGeneratorConfig
 from jaxdeblur.errors import InputError
 from jaxdeblur.imaging.untrusted import decoding
+from jaxdeblur.jobs.html_report import json_within
 from jaxdeblur.version import __version__
 
 LARGEST_SEED = 2**63 - 1  # that jax takes
@@ -54,10 +56,9 @@ def read_saved_run(path: pathlib.Path) -> SavedRun:
     Raises:
       InputError: it cannot be read, or holds no configuration that this version understands.
     """
-    kind, damaged, remedy = "a report of a run", "is no report of a run", "give NAME_report.json"
-    with decoding(path, kind, damaged=damaged, remedy=remedy, most_bytes=_MOST_BYTES):
-        report = json.loads(path.read_text(encoding="utf-8"))
-        stem = path.name.removesuffix("_report.json")
+    with _decoding(path):
+        report = json.loads(read_report(path))
+        stem = path.name.removesuffix(".html").removesuffix(".json").removesuffix("_report")
         return SavedRun(
             config=_config(report["config"]),
             seed=_seed(report["seed"]),
@@ -66,6 +67,22 @@ def read_saved_run(path: pathlib.Path) -> SavedRun:
             region=_region(report.get("region")),
             versions={"jaxdeblur": str(report["version"]), "jax": str(report["jax_version"])},
         )
+
+
+def read_report(path: pathlib.Path) -> str:
+    """The JSON of a report, which may be a page that holds it.
+
+    Raises:
+      InputError: it cannot be read, or holds none.
+    """
+    with _decoding(path):
+        text = path.read_text(encoding="utf-8")
+        return json_within(text) if path.suffix == ".html" else text
+
+
+def _decoding(path: pathlib.Path) -> contextlib.AbstractContextManager[int]:
+    kind, damaged, remedy = "a report of a run", "is no report of a run", "give NAME_report.json or NAME_report.html"
+    return decoding(path, kind, damaged=damaged, remedy=remedy, most_bytes=_MOST_BYTES)
 
 
 def _config(value: Any) -> Config:
