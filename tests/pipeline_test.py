@@ -1,11 +1,13 @@
 """The whole run on small synthetic images whose kernel is known."""
 
 import dataclasses
+import io
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxdeblur import InputError, deblur
 from jaxdeblur.classical import finish, initialiser
@@ -87,6 +89,26 @@ class TestBlind:
         result = deblur(scene().blurry, dataclasses.replace(CLASSICAL, kernel_size=5), key=KEY)
         assert result.kernel.shape == (5, 5)
         assert any("border of its 5-pixel support" in warning for warning in result.warnings)
+
+
+class TestShown:
+    def test_a_notebook_shows_before_after_and_kernel(self, blind):
+        result, _ = blind
+        with Image.open(io.BytesIO(result._repr_png_())) as image:
+            assert image.width > 3 * 96
+        assert dataclasses.replace(result, blurry=None)._repr_png_() is None
+        assert repr(result).startswith("Result(96×96 pixels, kernel 11×11, final image: classical kernel, learned, ")
+
+    def test_it_is_saved_and_saved_again(self, blind, tmp_path):
+        result, _ = blind
+        posterior = {"posterior_mean": scene().blurry, "posterior_std": scene().blurry, "history": {"error": [0.1, 0.05]}}
+        for found, count in ((result, 4), (dataclasses.replace(result, **posterior), 7)):
+            paths = found.save(tmp_path / "new" / "folder", "x")
+            assert [path.exists() for path in paths] == [True] * count
+            assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == sorted(path.name for path in paths)
+        np.testing.assert_array_equal(np.load(paths[2]), result.kernel)
+        with Image.open(paths[0]) as image:
+            np.testing.assert_allclose(np.asarray(image) / 255, result.restored, atol=0.5 / 255 + 1e-6)
 
 
 class TestRegion:

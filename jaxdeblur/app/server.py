@@ -17,6 +17,7 @@ import pathlib
 import re
 import secrets
 import tempfile
+import threading
 import urllib.parse
 import zipfile
 from collections.abc import AsyncIterator, Mapping
@@ -409,6 +410,7 @@ class _Page:
         def finished(value: dict[str, Any]) -> dict[str, Any]:
             run = Run(secrets.token_urlsafe(12), folder, asked, value)
             self._sessions.keep_run(photo, run)
+            threading.Thread(target=self._warm_up, args=(run,), daemon=True).start()
             return _run_account(run)
 
         job = Job(session.token, arguments, finished)
@@ -454,6 +456,12 @@ class _Page:
         if isinstance(identity, str) and identity in photo.runs:
             return str(photo.runs[identity].folder / f"{_STEM}_kernel.npy")
         raise Refused(404, "this kernel is no longer there; load the page again")
+
+    def _warm_up(self, run: Run) -> None:
+        """Makes a first preview, so that the one that is asked for need not wait for its program to be compiled."""
+        arguments = {"data": str(run.folder / "preview.npz"), "smoothness": 1.0, "amount": 1.0, "kernel": None, "erased": []}
+        with contextlib.suppress(InputError, WorkerFailed):
+            self._light.call("preview", arguments, seconds=_LIGHT_SECONDS)
 
     def job(self, request: Request) -> Response:
         """How far a computation is."""

@@ -42,7 +42,7 @@ _SCREEN_SIDE = 1600
 _PREVIEW_SIDE = 640
 # Of a preview's kernel: few sizes, so that few programs are compiled.
 _PREVIEW_SUPPORTS = (9, 15, 21, 31, 45, 63, 91)
-_PREVIEW_ITERATIONS = 8
+_PREVIEW_ITERATIONS = 5
 _SNAPSHOT_SIDE = 800
 
 Tell = Callable[[str, Any], None]

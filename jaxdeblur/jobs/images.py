@@ -137,7 +137,8 @@ def run_tasks(tasks: Sequence[Task]) -> list[tuple[Result, float]]:
     with show_progress(label) if first.shows_progress else contextlib.nullcontext() as progress:
         results = deblur_batch(photos, first.config, progress=progress, checkpoint=first.checkpoint)
     seconds = (time.perf_counter() - began) / len(tasks)
-    return [(result, seconds) for result in results]
+    # Who asked has the input already; it need not come back from another process.
+    return [(dataclasses.replace(result, blurry=None), seconds) for result in results]
 
 
 def run_job(

@@ -242,6 +242,7 @@ def _finish(case: Case, progress: Progress | None) -> Result:
         noise_std=scene.noise_std,
         kernel_size=kernels[name].shape[0],
         warnings=tuple(case.warnings),
+        blurry=scene.blurry,
     )
     return result if case.fitted is None else with_account(result, case.fitted)
 
