@@ -26,6 +26,7 @@ class Job:
       owner: the session that asked.
       arguments: of the task ``restore``.
       finished: called with its value when it is done, before others see that it is.
+      dropped: called when it ends without one.
       identity: by which the page asks for it.
       state: ``waiting``, ``running``, ``done``, ``failed`` or ``cancelled``.
       phase: what it does at present.
@@ -43,6 +44,7 @@ class Job:
     owner: str
     arguments: dict[str, Any]
     finished: Callable[[dict[str, Any]], dict[str, Any]]
+    dropped: Callable[[], None]
     identity: str = dataclasses.field(default_factory=lambda: secrets.token_urlsafe(12))
     state: str = "waiting"
     phase: str = ""
@@ -111,6 +113,7 @@ class JobQueue:
         with self._changed:
             if job in self._waiting:
                 self._waiting.remove(job)
+                job.dropped()
                 job.state = "cancelled"
 
     def place(self, job: Job) -> int:
@@ -154,11 +157,14 @@ class JobQueue:
             value = worker.call("restore", job.arguments, tell=tell, cancelled=job.cancelled)
             job.value = job.finished(value)
             job.state = "done"
+            return
         except Cancelled:
-            job.state = "cancelled"
+            state = "cancelled"
         except InputError as error:
-            job.error, job.state = str(error), "failed"
+            job.error, state = str(error), "failed"
         except WorkerFailed as error:
-            job.error, job.state = f"This did not work: {error}", "failed"
+            job.error, state = f"This did not work: {error}", "failed"
         except Exception as error:  # the thread lives on
-            job.error, job.state = f"This did not work: {describe(error)}", "failed"
+            job.error, state = f"This did not work: {describe(error)}", "failed"
+        job.dropped()
+        job.state = state

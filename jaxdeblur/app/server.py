@@ -16,6 +16,7 @@ import json
 import pathlib
 import re
 import secrets
+import shutil
 import tempfile
 import threading
 import urllib.parse
@@ -413,11 +414,19 @@ class _Page:
             threading.Thread(target=self._warm_up, args=(run,), daemon=True).start()
             return _run_account(run)
 
-        job = Job(session.token, arguments, finished)
+        def dropped() -> None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+        job = Job(session.token, arguments, finished, dropped)
         before, session.job = session.job, job
         if before is not None and not before.ended:
             self._queue.cancel(before)
-        self._queue.add(job)
+        try:
+            self._queue.add(job)
+        except InputError:
+            dropped()
+            session.job = None
+            raise
         return JSONResponse(job.account(self._queue.place(job)), 202)
 
     def _arguments(self, photo: Photo, asked: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,9 @@ _WHOLE_SUPPORT = {"sparse": sp.sparse, "saturated": sat.saturated}
 METHODS = ("hyper_laplacian", "learned", *_WHOLE_SUPPORT)
 # Tiles that CPUs work on at a time; each keeps one core busy and takes memory of its own.
 _TILES_AT_ONCE = 2
+# With which the learned prior's images begin where there are several tiles and they take minutes: half the usual number, for
+# 0.04 dB, measured on the sample.
+_TILES_CG_STEPS = 20
 
 
 def restore(
@@ -52,6 +55,12 @@ def restore(
     if method not in METHODS:
         raise InputError(f"unknown non-blind method {method!r}: choose from {', '.join(METHODS)}")
 
+    # Beyond about two kernels' width a pixel has no say any more.
+    overlap = 2 * max(kernel.shape)
+    spans = [_spans(length, config.tile_side, overlap) for length in blurry.shape[:2]]
+    tiles = [(rows, columns) for rows in spans[0] for columns in spans[1]]
+    num_cg_steps = sp.NUM_CG_STEPS if len(tiles) == 1 else _TILES_CG_STEPS
+
     def one(tile: jax.Array) -> jax.Array:
         if method == "hyper_laplacian":
             weight = config.smoothness * kf.weight_for_noise(noise_std)
@@ -63,6 +72,7 @@ def restore(
                 noise_std=noise_std,
                 kernel_std=config.kernel_std,
                 smoothness=config.smoothness,
+                num_cg_steps=num_cg_steps,
             )
         else:
             weight = config.smoothness * sp.weight_for_noise(noise_std, base=config.sparse_weight)
@@ -70,10 +80,6 @@ def restore(
         (h, w), (rows, columns) = kernel.shape, tile.shape[:2]
         return whole[h // 2 : h // 2 + rows, w // 2 : w // 2 + columns]
 
-    # Beyond about two kernels' width a pixel has no say any more.
-    overlap = 2 * max(kernel.shape)
-    spans = [_spans(length, config.tile_side, overlap) for length in blurry.shape[:2]]
-    tiles = [(rows, columns) for rows in spans[0] for columns in spans[1]]
     total = np.zeros(blurry.shape, np.float32)
     weights = np.zeros(blurry.shape[:2] + (1,) * (blurry.ndim - 2), np.float32)
     pixels = _side_by_side(lambda tile: np.asarray(one(jnp.asarray(blurry[tile]))), tiles)

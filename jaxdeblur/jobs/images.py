@@ -404,7 +404,7 @@ def _write(
                     restored=result.restored,
                     kernels={candidate.name: candidate.kernel for candidate in result.candidates},
                     icc=image.icc,
-                    run_file=final_paths[-1].name,
+                    run_file=_shown_report(settings) or final_paths[-1].name,
                 )
             if settings.reports != "html":
                 write_report(more.pop(0), report)
@@ -413,6 +413,11 @@ def _write(
         raise InputError(
             f"{folder}: cannot write the results ({error.strerror or error}); give another --output_dir"
         ) from error
+
+
+def _shown_report(settings: Settings) -> str | None:
+    """What the page that repeats the run is called where its image is called otherwise than its file."""
+    return None if settings.shown_name is None else f"{pathlib.PurePath(settings.shown_name).stem}_report.html"
 
 
 def _report(

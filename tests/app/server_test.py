@@ -200,11 +200,13 @@ class TestQueue:
 
     def test_cancelling_makes_room(self, app, client):
         photo = client.post("/api/photos?name=a.png", content=photograph()).json()
+        before = files_below(app.state.root)
         first = client.post(f"/api/photos/{photo['id']}/runs", json={}).json()
         assert Worker.running.wait(5)
         began = time.monotonic()
         client.delete(f"/api/jobs/{first['id']}")
         until(client, first["id"], "cancelled")
+        assert files_below(app.state.root) == before
         assert time.monotonic() - began < 2
         # A new computation ends the one before.
         second = client.post(f"/api/photos/{photo['id']}/runs", json={}).json()
