@@ -97,11 +97,10 @@ def _side_by_side(
     restored: Callable[[tuple[slice, slice]], np.ndarray], tiles: list[tuple[slice, slice]]
 ) -> Iterator[np.ndarray]:
     """``restored(tile)`` of every tile, in order; on CPUs a few at a time, each on one core."""
-    yield restored(tiles[0])  # alone, so that its program is compiled once
-    count = min(_TILES_AT_ONCE, os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
+    count = min(_TILES_AT_ONCE, os.cpu_count() or 1, len(tiles)) if jax.default_backend() == "cpu" else 1
     with ThreadPoolExecutor(count) as pool:
         try:
-            yield from pool.map(restored, tiles[1:])
+            yield from pool.map(restored, tiles)
         finally:  # if the caller stops, so do those that have not begun
             pool.shutdown(cancel_futures=True)
 

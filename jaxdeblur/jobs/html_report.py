@@ -174,9 +174,9 @@ def _curves(losses: Mapping[str, Sequence[float | None]]) -> str:
     for name, points in curves.items():
         if len(points) > 1:
             parts.append(f'<path class="{html.escape(name)}" d="M{" L".join(place(*point) for point in points)}"/>')
-    legend = "error: mean squared error of the re-blurred image; fit: the loss"
+    legend = "blue-green: mean squared error of the re-blurred image; red: the loss"
     drawing = f'<svg viewBox="0 0 800 290" width="800" role="img" aria-label="{legend}">{"".join(parts)}</svg>'
-    return f'<h2>Losses</h2>{drawing}<p class="soft">{legend} (red)</p>'
+    return f'<h2>Losses</h2>{drawing}<p class="soft">{legend}</p>'
 
 
 def _thinned(values: Iterable[float | None]) -> list[tuple[int, float]]:
