@@ -14,9 +14,10 @@ from typing import Any
 
 from jaxdeblur.errors import InputError, describe
 
-# A task that is cancelled gets this long to notice, which keeps its process warm; then the process is killed.
-_PATIENCE = 1.0
+# Seconds that a cancelled task gets to notice, which keeps its process warm; then the process is killed.
+_PATIENCE = 0.4
 _POLL = 0.05
+_STOP = ("stop", {})
 
 
 class Cancelled(Exception):
@@ -40,7 +41,6 @@ class Worker:
         self._lock = threading.Lock()
         self._process: Any = None
         self._connection: Connection | None = None
-        self._stop: Any = None
 
     def start(self) -> None:
         """Starts the process, if it is not running, which takes it some seconds; returns at once."""
@@ -48,8 +48,7 @@ class Worker:
             return
         self._discard()
         ours, theirs = self._context.Pipe()
-        self._stop = self._context.Event()
-        self._process = self._context.Process(target=_serve, args=(theirs, self._stop, self._cache_dir), daemon=True)
+        self._process = self._context.Process(target=_serve, args=(theirs, self._cache_dir), daemon=True)
         self._process.start()
         theirs.close()
         self._connection = ours
@@ -69,7 +68,7 @@ class Worker:
           task: name of one of :data:`jaxdeblur.app.tasks.TASKS`.
           arguments: of it.
           tell: given what the task tells on its way, as (kind, value).
-          cancelled: set by another thread to end the task; it has then ended after about a second.
+          cancelled: set by another thread to end the task; it has then ended well within two seconds.
           seconds: after which the task is given up, or None for no limit.
 
         Raises:
@@ -82,7 +81,6 @@ class Worker:
                 raise Cancelled
             self.start()
             assert self._connection is not None
-            self._stop.clear()
             try:
                 self._connection.send((task, arguments))
                 return self._wait(tell, cancelled, seconds)
@@ -114,7 +112,7 @@ class Worker:
             now = time.monotonic()
             if stopping is None and cancelled is not None and cancelled.is_set():
                 stopping = now
-                self._stop.set()
+                connection.send(_STOP)
             if stopping is not None and now - stopping > _PATIENCE:
                 self._discard()
                 self.start()  # so that the next one need not wait for it
@@ -137,7 +135,7 @@ class _Stopped(BaseException):
     """Raised in the worker's task when it is cancelled; not an Exception, so that nothing takes it for a failure."""
 
 
-def _serve(connection: Connection, stop: Any, cache_dir: str | None) -> None:
+def _serve(connection: Connection, cache_dir: str | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server ends its workers itself
     with contextlib.suppress(OSError):
         os.nice(1)  # the page's own answers come first
@@ -147,13 +145,16 @@ def _serve(connection: Connection, stop: Any, cache_dir: str | None) -> None:
     from jaxdeblur.app import tasks
 
     def tell(kind: str, value: Any) -> None:
-        if stop.is_set():
+        if connection.poll():  # nothing else is sent meanwhile
+            connection.recv()
             raise _Stopped
         connection.send((kind, value))
 
     with contextlib.suppress(EOFError, OSError):  # the server is gone
         while True:
             task, arguments = connection.recv()
+            if (task, arguments) == _STOP:  # of a task that had ended already
+                continue
             try:
                 answer = ("done", tasks.TASKS[task](tell, **arguments))
             except _Stopped:
