@@ -550,7 +550,7 @@ function describePreset() {
 }
 
 $("file").addEventListener("change", (event) => { take(event.target.files[0]); event.target.value = ""; });
-$("sample").addEventListener("click", () => load(() => ask("/api/sample", { method: "POST" })));
+$("sample").addEventListener("click", () => { busy("Reading the sample …"); load(() => ask("/api/sample", { method: "POST" })); });
 $("run").addEventListener("click", deblur);
 $("cancel").addEventListener("click", stop);
 $("preset").addEventListener("change", describePreset);
