@@ -33,10 +33,12 @@ class Worker:
 
     Args:
       cache_dir: folder of compiled programs, ``off``, or None for the default.
+      patient: whether other work on this machine, such as the page's own answers, comes first.
     """
 
-    def __init__(self, cache_dir: str | None = None) -> None:
+    def __init__(self, cache_dir: str | None = None, *, patient: bool = False) -> None:
         self._cache_dir = cache_dir
+        self._patient = patient
         self._context = multiprocessing.get_context("spawn")  # a fork would copy threads' locks
         self._lock = threading.Lock()
         self._process: Any = None
@@ -48,7 +50,7 @@ class Worker:
             return
         self._discard()
         ours, theirs = self._context.Pipe()
-        self._process = self._context.Process(target=_serve, args=(theirs, self._cache_dir), daemon=True)
+        self._process = self._context.Process(target=_serve, args=(theirs, self._cache_dir, self._patient), daemon=True)
         self._process.start()
         theirs.close()
         self._connection = ours
@@ -135,10 +137,10 @@ class _Stopped(BaseException):
     """Raised in the worker's task when it is cancelled; not an Exception, so that nothing takes it for a failure."""
 
 
-def _serve(connection: Connection, cache_dir: str | None) -> None:
+def _serve(connection: Connection, cache_dir: str | None, patient: bool) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server ends its workers itself
-    with contextlib.suppress(OSError):
-        os.nice(1)  # the page's own answers come first
+    if patient and hasattr(os, "nice"):
+        os.nice(5)
     from jaxdeblur import runtime
 
     runtime.set_up_cache(cache_dir)

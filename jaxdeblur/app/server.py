@@ -215,7 +215,7 @@ class _Page:
         self._limits = limits
         self._sessions = Sessions(limits.session_minutes)
         self._light = Worker(cache_dir)  # for what is answered at once, while another computes
-        self._workers = [Worker(cache_dir) for _ in range(limits.num_jobs)]
+        self._workers = [Worker(cache_dir, patient=True) for _ in range(limits.num_jobs)]
         self._queue = JobQueue(self._workers)
 
     @contextlib.asynccontextmanager

@@ -36,7 +36,7 @@ class Worker:
     go_on = threading.Event()
     running = threading.Event()
 
-    def __init__(self, cache_dir=None):
+    def __init__(self, cache_dir=None, *, patient=False):
         self.lock = threading.Lock()
 
     def start(self):

@@ -123,7 +123,7 @@ function showRun(found) {
   erased = new Set();
   drawKernel();
   const own = photo.lossy ? "JPEG" : run.suffix.slice(1).toUpperCase();
-  $("download").textContent = `Download the photograph (${own})`;
+  $("download").textContent = `Download (${own})`;
   $("download").href = `${base}/image`;
   $("download-png").href = `${base}/png`;
   $("download-png").hidden = own === "PNG";
@@ -140,7 +140,8 @@ function showRun(found) {
   showValues();
   for (const id of ["strength", "kernel-card", "keep", "facts"]) $(id).hidden = false;
   const seconds = Object.values(run.seconds).reduce((sum, one) => sum + one, 0);
-  $("facts").textContent = `Made by ${run.chosen} in ${seconds.toFixed(0)} s. Kernel of ${run.kernel.width} pixels.`;
+  const method = run.chosen === "input" ? "left as it was" : `method: ${run.chosen.split(", ").pop()}`;
+  $("facts").textContent = `Done in ${seconds.toFixed(0)} s (${method}; kernel of ${run.kernel.width} pixels)`;
   advise(run.advice);
   drawLoupes();
 }
