@@ -17,7 +17,7 @@ from jaxdeblur.errors import InputError, describe
 # Seconds that a cancelled task gets to notice, which keeps its process warm; then the process is killed.
 _PATIENCE = 0.4
 _POLL = 0.05
-_STOP = ("stop", {})
+_STOP: tuple[str, dict[str, Any]] = ("stop", {})
 
 
 class Cancelled(Exception):
