@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import html
 import io
 import json
-import os
 import pathlib
-import tempfile
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -18,6 +15,7 @@ from PIL import Image
 
 from jaxdeblur.errors import InputError
 from jaxdeblur.imaging.selection import find_reports
+from jaxdeblur.imaging.staging import staged
 from jaxdeblur.imaging.untrusted import decoding
 from jaxdeblur.jobs.html_report import data_uri, write_page
 from jaxdeblur.jobs.saved_run import read_report
@@ -83,15 +81,8 @@ def write_index(folder: pathlib.Path) -> None:
         "title": folder.resolve().name or str(folder),
         "summary": f"{count}, {warned} with warnings. Before, after and kernel of each; its name leads to its report.",
     }
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".index-", suffix=".html")
-    os.close(handle)
-    try:
-        write_page(pathlib.Path(temporary), "index.html", texts, {"entries": "".join(entries)})
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+    with staged([path], replace=True) as (temporary,):
+        write_page(temporary, "index.html", texts, {"entries": "".join(entries)})
 
 
 @functools.lru_cache(maxsize=4096)
