@@ -15,10 +15,21 @@ from jaxdeblur.version import __version__
 if TYPE_CHECKING:
     from jaxdeblur.config import Config
     from jaxdeblur.errors import InputError
-    from jaxdeblur.pipeline import Candidate, Photo, Result, deblur, deblur_batch
+    from jaxdeblur.pipeline import Candidate, Photo, Result, deblur, deblur_batch, refinish
     from jaxdeblur.presets import PRESETS
 
-__all__ = ["PRESETS", "Candidate", "Config", "InputError", "Photo", "Result", "__version__", "deblur", "deblur_batch"]
+__all__ = [
+    "PRESETS",
+    "Candidate",
+    "Config",
+    "InputError",
+    "Photo",
+    "Result",
+    "__version__",
+    "deblur",
+    "deblur_batch",
+    "refinish",
+]
 
 _HOMES = {
     "Candidate": "jaxdeblur.pipeline",
@@ -29,6 +40,7 @@ _HOMES = {
     "Result": "jaxdeblur.pipeline",
     "deblur": "jaxdeblur.pipeline",
     "deblur_batch": "jaxdeblur.pipeline",
+    "refinish": "jaxdeblur.pipeline",
 }
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``python -m jaxdeblur.main --image=photo.jpg``.
+"""The command line: ``jaxdeblur photo.jpg``, or ``python -m jaxdeblur.main --image=photo.jpg``.
 
 Exit status: 0 if every image succeeded, 1 if one failed or the command could not be understood, 130 after Ctrl-C, 143 after
 SIGTERM.
@@ -15,8 +15,9 @@ import signal
 import sys
 import textwrap
 import threading
+import webbrowser
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from absl import flags
 
@@ -24,15 +25,16 @@ from jaxdeblur.config import FINALS, Config
 from jaxdeblur.errors import InputError, describe
 from jaxdeblur.imaging.kernel_files import read_kernel
 from jaxdeblur.imaging.reading import MAX_MEGAPIXELS, read_image
-from jaxdeblur.imaging.selection import Outputs, assign_outputs, find_images, prepare_folder, remove_if_empty
+from jaxdeblur.imaging.selection import Outputs, ReportKinds, assign_outputs, find_images, prepare_folder, remove_if_empty
 from jaxdeblur.imaging.staging import tidy
 from jaxdeblur.jobs.batches import fits_together
+from jaxdeblur.jobs.folder_index import NAME, FolderIndex
 from jaxdeblur.jobs.images import Failures, Settings, run_job, run_jobs
 from jaxdeblur.jobs.progress import write_line
 from jaxdeblur.jobs.saved_run import LARGEST_SEED, SavedRun, read_saved_run, version_notes
 from jaxdeblur.version import __version__
 
-USAGE = "usage: python -m jaxdeblur.main --image=photo.jpg [flags]"
+USAGE = "usage: jaxdeblur photo.jpg [more images] [flags]"
 
 
 def run() -> None:
@@ -78,7 +80,8 @@ def define_flags() -> flags.FlagValues:
     def switch(name: str, text: str) -> None:
         flags.DEFINE_bool(name, False, text, flag_values=values)
 
-    string("image", None, "What to deblur: a file, a folder, a glob, or several of these separated by commas.")
+    values.set_gnu_getopt(True)  # flags may follow images
+    string("image", None, "What to deblur: a file, a folder, a glob, or several of these by comma; --image= may be left out.")
     string("output_dir", None, "Folder for the results (default: a folder 'deblurred' beside each image).")
     string("preset", "fast", "The method; --list_presets lists all of them.")
     string("config", None, "Report (NAME_report.json) of an earlier run: repeat that run, as changed by other flags.")
@@ -114,6 +117,18 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_enum("teacher", None, ["dmphn", "dwdn"], "Pre-trained network, in presets that use one.", flag_values=values)
     string("teacher_weights", None, "File or folder of that network's weights; they do not come with jaxdeblur.")
     flags.DEFINE_enum("final", None, FINALS, "How the final image is made from the kernel.", flag_values=values)
+    string(
+        "region", None, "Part from which the kernel is estimated, as x,y,width,height in pixels; all of the image is restored."
+    )
+    flags.DEFINE_float(
+        "smoothness",
+        None,
+        "Factor on the weight of the final image's prior: above 1 smoother, below 1 crisper and noisier.",
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "amount", None, "Share of the restored image in the result, 0 to 1; the rest is the input.", flag_values=values
+    )
     string("reference", None, "The sharp image: aligned PSNR and SSIM are printed and recorded.")
     flags.DEFINE_float(
         "max_megapixels",
@@ -142,6 +157,14 @@ def define_flags() -> flags.FlagValues:
     )
     string("checkpoint_dir", None, "Folder for the state of an unfinished fit; the same command resumes it.")
     string("ray", None, "Address of a Ray cluster that shares the images, or 'local' (needs the extra 'cluster').")
+    flags.DEFINE_enum(
+        "report",
+        "both",
+        get_args(ReportKinds),
+        "Which reports are written beside the results: a page (html), a file for programs (json), or both.",
+        flag_values=values,
+    )
+    switch("open", "Show the report in the browser: of several images, the page over all of them.")
     switch("debug", "End with a stack trace on an unexpected error.")
     switch("list_presets", "List the presets and exit.")
     switch("version", "Print the version and exit.")
@@ -150,7 +173,7 @@ def define_flags() -> flags.FlagValues:
 
 
 def _main(values: flags.FlagValues, argv: Sequence[str], relaunch: bool) -> int:
-    _, *unexpected = values(list(argv))
+    _, *named = values(list(argv))
     if values.help:
         print(_help(values))
     elif values.version:
@@ -158,26 +181,32 @@ def _main(values: flags.FlagValues, argv: Sequence[str], relaunch: bool) -> int:
     elif values.list_presets:
         print(_preset_list())
     else:
-        if unexpected:
-            raise InputError(f"unexpected argument {unexpected[0]!r}; flags look like --image={unexpected[0]}")
-        return _deblur_all(values, relaunch)
+        return _deblur_all(values, named, relaunch)
     return 0
 
 
-def _deblur_all(values: flags.FlagValues, relaunch: bool) -> int:
+def _deblur_all(values: flags.FlagValues, named: Sequence[str], relaunch: bool) -> int:
+    if named and values.image:
+        raise InputError(
+            f"{named[0]} and --image={values.image} are two ways to name images; give one, or flags as --name=value"
+        )
+    if values.open and values.report == "json":
+        raise InputError("--open shows the HTML report, which --report=json leaves out; leave one of them out")
     saved = read_saved_run(pathlib.Path(values.config).expanduser()) if values.config else None
     messages: list[str] = []
-    if values.image:
+    if named:
+        images = list(dict.fromkeys(image for name in named for image in find_images(name, messages.append)))
+    elif values.image:
         images = find_images(values.image, messages.append)
     elif saved is not None:
         images = [saved.image]
     else:
-        raise InputError(f"--image is missing; {USAGE}")
+        raise InputError(f"no image is named, neither by itself nor with --image; {USAGE} (--help lists them)")
     settings = _settings(values, saved)
     if saved is not None:
         messages += version_notes(saved)
     if values.reference and len(images) > 1:
-        raise InputError(f"--reference goes with one image, but --image={values.image} means {len(images)}; give one")
+        raise InputError(f"--reference goes with one image, but {len(images)} are named; give one")
     if values.output_dir:
         remove_if_empty(prepare_folder(pathlib.Path(values.output_dir).expanduser()))
     if relaunch and values.huge_pages == "auto":
@@ -192,16 +221,39 @@ def _deblur_all(values: flags.FlagValues, relaunch: bool) -> int:
     if settings.checkpoint_dir is not None:
         tidy(settings.checkpoint_dir)
     failures = Failures(_complain, values.debug)
+    folders = [outputs.folder for _, outputs in jobs if isinstance(outputs, Outputs)]
+    index = FolderIndex(folders if len(jobs) > 1 else (), _say)
+
+    def say(message: str) -> None:
+        _say(message)
+        index.update()
+
     size = values.batch_size if settings.checkpoint_dir is None else 1  # a checkpoint is of one fit
-    if values.ray or values.workers > 1 or (len(jobs) > 1 and fits_together(settings.config, size)):
-        run_jobs(jobs, settings, _say, failures, workers=values.workers, ray_address=values.ray, batch_size=size)
-    else:
-        for image, outputs in jobs:
-            with failures.of(image):
-                run_job(image, outputs, settings, _say)
-    if len(images) > 1:
+    try:
+        if values.ray or values.workers > 1 or (len(jobs) > 1 and fits_together(settings.config, size)):
+            run_jobs(jobs, settings, say, failures, workers=values.workers, ray_address=values.ray, batch_size=size)
+        else:
+            for image, outputs in jobs:
+                with failures.of(image):
+                    run_job(image, outputs, settings, say)
+    finally:  # also of a run that was cut
+        index.write()
+    pages = [outputs.html_report for _, outputs in jobs if isinstance(outputs, Outputs)]
+    if len(jobs) > 1:
+        pages = list(dict.fromkeys(folder / NAME for folder in folders))
+    _show(pages, opens=values.open)
+    if len(jobs) > 1:
         _say(f"{len(images) - failures.count} of {len(images)} images deblurred")
     return 1 if failures.count else 0
+
+
+def _show(pages: Sequence[pathlib.Path], *, opens: bool) -> None:
+    """Names the pages to look at, and opens them in the browser if it is asked for."""
+    for page in filter(pathlib.Path.exists, pages):
+        if not opens:
+            _say(f"look at {page} (--open shows it in the browser)")
+        elif not webbrowser.open(page.resolve().as_uri()):
+            _say(f"no browser could be started; open {page}")
 
 
 def _settings(values: flags.FlagValues, saved: SavedRun | None) -> Settings:
@@ -209,7 +261,9 @@ def _settings(values: flags.FlagValues, saved: SavedRun | None) -> Settings:
         raise InputError("--kernel and --kernel_size exclude each other; give one of them")
     kernel = pathlib.Path(values.kernel).expanduser() if values.kernel else None
     seed = values.seed
+    region = _region(values.region) if values.region else None
     if saved is not None:
+        region = region or saved.region
         kernel = kernel or saved.kernel
         seed = seed if values["seed"].present else saved.seed
     config = _config(values, saved)
@@ -233,7 +287,17 @@ def _settings(values: flags.FlagValues, saved: SavedRun | None) -> Settings:
         cache_dir=values.cache_dir,
         checkpoint_dir=checkpoint_dir,
         max_megapixels=limit,
+        region=region,
+        reports=values.report,
     )
+
+
+def _region(text: str) -> tuple[int, int, int, int]:
+    try:
+        x, y, width, height = (int(number) for number in text.split(","))
+    except ValueError:
+        raise InputError(f"--region={text} is no region; give four numbers of pixels, x,y,width,height") from None
+    return x, y, width, height
 
 
 def _config(values: flags.FlagValues, saved: SavedRun | None) -> Config:
@@ -268,6 +332,8 @@ def _config(values: flags.FlagValues, saved: SavedRun | None) -> Config:
         stopping=values.stopping,
         stopping_patience=values.stopping_patience,
         stopping_from=values.stopping_from,
+        smoothness=values.smoothness,
+        amount=values.amount,
     )
 
 

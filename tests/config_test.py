@@ -54,6 +54,8 @@ REFUSED = {
     "64": lambda: InitialiserConfig(guess_side=63),
     "sparse_weight": lambda: NonblindConfig(sparse_weight=0.0),
     "tile_side must be 256 or more": lambda: NonblindConfig(tile_side=255),
+    "smoothness must be in [0.01, 100], got nan": lambda: NonblindConfig(smoothness=float("nan")),
+    "amount must be in [0, 1], got 1.5": lambda: NonblindConfig(amount=1.5),
     "kernel size 4 cannot be used": lambda: Config(kernel_size=4),
     "kernel size -3 cannot be used": lambda: Config(kernel_size=-3),
     "kernel size 1 cannot be used": lambda: check_kernel_size(1),

@@ -8,6 +8,7 @@ import pathlib
 import pickle
 import subprocess
 import sys
+import webbrowser
 
 import numpy as np
 import pytest
@@ -25,7 +26,14 @@ from jaxdeblur.version import __version__
 from tests.scenes import QUICK, scene
 
 ROOT = pathlib.Path(__file__).parents[1]
-RESULTS = ["photo_deblurred.png", "photo_kernel.npy", "photo_kernel.png", "photo_preview.png", "photo_report.json"]
+RESULTS = [
+    "photo_deblurred.png",
+    "photo_kernel.npy",
+    "photo_kernel.png",
+    "photo_preview.png",
+    "photo_report.html",
+    "photo_report.json",
+]
 
 
 def random_levels(shape, seed=0):
@@ -186,6 +194,20 @@ class TestResults:
         assert cli("--image=photo.png", "--kernel_size=auto", "--overwrite")[0] == 0
         assert quick[1]["config"].kernel_size is None
 
+    def test_region_smoothness_and_amount_reach_the_pipeline_and_its_repetition(self, workplace, quick, cli, refused):
+        assert cli("--image=photo.png", "--region=2,3,40,33", "--smoothness=2", "--amount=0.5")[0] == 0
+        assert cli("--config=deblurred/photo_report.json", "--output_dir=again")[0] == 0
+        for call in quick:
+            assert call["photos"][0].region == (2, 3, 40, 33)
+            assert (call["config"].nonblind.smoothness, call["config"].nonblind.amount) == (2.0, 0.5)
+        assert "1,2,3" in refused("--image=photo.png", "--region=1,2,3", "--overwrite")
+        assert "photo.png: region 20,3,40,33 reaches beyond the image of 50×40" in refused(
+            "--image=photo.png", "--region=20,3,40,33", "--overwrite"
+        )
+        assert "smoothness must be in [0.01, 100]" in refused("--image=photo.png", "--smoothness=0", "--overwrite")
+        assert "amount" in refused("--image=photo.png", "--amount=2", "--overwrite")
+        assert "kernel" in refused("--image=photo.png", "--region=0,0,40,33", "--kernel_size=35", "--overwrite")
+
     def test_posterior_samples_are_written_as_images(self, workplace, quick, cli):
         status, _, errors = cli("--image=photo.png", "--preset=mc", "--kernel_size=9", "--num_posterior_samples=4")
         assert (status, errors) == (0, [])
@@ -198,6 +220,68 @@ class TestResults:
         assert json.loads(pathlib.Path("deblurred/photo_report.json").read_text())["posterior_std"]["max"] == 0.25
         # They are results: a second run over the folder passes them over.
         assert cli("--image=deblurred")[0] == 1
+
+
+class TestReports:
+    @pytest.mark.parametrize(
+        ("kind", "written"), [("html", ["photo_report.html"]), ("json", ["photo_report.json"]), ("both", RESULTS[-2:])]
+    )
+    def test_either_or_both_are_written_and_each_repeats_the_run(self, workplace, quick, cli, kind, written):
+        arguments = ["--image=photo.png", f"--report={kind}", "--seed=4", "--smoothness=3", "--region=1,2,40,35"]
+        status, lines, _ = cli(*arguments)
+        assert status == 0
+        assert [name for name in files_below(workplace / "deblurred") if "report" in name] == written
+        assert any("photo_report.html" in line for line in lines) == (kind != "json")
+        for name in written:
+            assert cli(f"--config=deblurred/{name}", f"--output_dir={name}.again")[0] == 0
+            assert quick[-1]["config"] == quick[0]["config"]
+            assert quick[-1]["photos"][0].key == quick[0]["photos"][0].key
+            assert quick[-1]["photos"][0].region == (1, 2, 40, 35)
+        # Results, not photographs.
+        assert cli("--image=deblurred")[0] == 1
+
+    def test_the_browser_is_shown_the_report_or_the_page_over_all(self, workplace, quick, cli, monkeypatch):
+        opened = []
+        monkeypatch.setattr(webbrowser, "open", lambda address: opened.append(address) or True)
+        assert cli("photo.png", "--open")[0] == 0
+        save(workplace / "second.png")
+        assert cli("photo.png", "second.png", "--open", "--output_dir=out")[0] == 0
+        wanted = [workplace / "deblurred" / "photo_report.html", workplace / "out" / "index.html"]
+        assert opened == [path.as_uri() for path in wanted]
+        monkeypatch.setattr(webbrowser, "open", lambda address: False)
+        assert any("no browser" in line for line in cli("photo.png", "--open", "--overwrite")[1])
+
+    def test_a_folder_has_a_page_over_all_results_also_when_the_run_was_cut(self, workplace, quick, cli, monkeypatch):
+        for number in range(3):
+            save(workplace / f"p{number}.png", seed=number)
+
+        def interrupt_at_the_last(photos, config, **_):
+            if len(quick) == 2:
+                raise KeyboardInterrupt
+            return usual(photos, config)
+
+        usual = pipeline.deblur_batch
+        monkeypatch.setattr(pipeline, "deblur_batch", interrupt_at_the_last)
+        assert cli("p0.png", "p1.png", "p2.png", "--output_dir=out")[0] == 130
+        page = pathlib.Path("out/index.html").read_text()
+        assert page.index("p0_report.html") < page.index("p1_report.html")
+        assert "p2.png" not in page
+        assert page.count("the kernel is a guess") == 2
+        monkeypatch.setattr(pipeline, "deblur_batch", usual)
+        assert cli("p2.png", "photo.png", "--output_dir=out", "--report=json")[0] == 0
+        page = pathlib.Path("out/index.html").read_text()
+        assert [name in page for name in ("p0_report.html", "p1_report.html", "p2_report.json", "photo_report.json")] == [
+            True
+        ] * 4
+
+    def test_a_page_that_is_not_ours_stays(self, workplace, quick, cli):
+        save(workplace / "second.png")
+        pathlib.Path("out").mkdir()
+        pathlib.Path("out/index.html").write_text("my page")
+        status, lines, _ = cli("photo.png", "second.png", "--output_dir=out")
+        assert status == 0
+        assert any("index.html" in line and "not ours" in line for line in lines)
+        assert pathlib.Path("out/index.html").read_text() == "my page"
 
 
 class TestManyWorkers:
@@ -437,7 +521,9 @@ class TestRefusals:
             (["--num_restarts=0"], ["num_restarts"]),
             (["--seed=x"], ["seed"]),
             (["--sede=1"], ["sede"]),
-            (["photo.png"], ["photo.png", "--image"]),
+            (["photo.png"], ["photo.png", "--image", "two ways"]),
+            (["--report=pdf"], ["report", "html"]),
+            (["--open", "--report=json"], ["--open", "--report=json"]),
             (["--kernel=none.npy"], ["none.npy"]),
             (["--kernel=zero.npy"], ["zero.npy", "zero"]),
             (["--kernel=negative.npy"], ["negative.npy", "negative"]),

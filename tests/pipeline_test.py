@@ -1,18 +1,21 @@
 """The whole run on small synthetic images whose kernel is known."""
 
 import dataclasses
+import io
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxdeblur import InputError, deblur
 from jaxdeblur.classical import finish, initialiser
 from jaxdeblur.config import Config, FitConfig, KernelMlpConfig, LossInterval, SkipNetConfig, StoppingConfig, constant
 from jaxdeblur.evaluation.metrics import aligned_metrics, kernel_similarity, psnr
 from jaxdeblur.operators import blur
-from jaxdeblur.pipeline import Photo, deblur_batch
+from jaxdeblur.pipeline import Photo, deblur_batch, refinish
+from jaxdeblur.presets import PRESETS
 from tests.scenes import NOISE_STD, QUICK, scene
 
 CLASSICAL = Config(initialiser=QUICK, kernel_size=11)
@@ -86,6 +89,85 @@ class TestBlind:
         result = deblur(scene().blurry, dataclasses.replace(CLASSICAL, kernel_size=5), key=KEY)
         assert result.kernel.shape == (5, 5)
         assert any("border of its 5-pixel support" in warning for warning in result.warnings)
+
+
+class TestShown:
+    def test_a_notebook_shows_before_after_and_kernel(self, blind):
+        result, _ = blind
+        with Image.open(io.BytesIO(result._repr_png_())) as image:
+            assert image.width > 3 * 96
+        assert dataclasses.replace(result, blurry=None)._repr_png_() is None
+        assert repr(result).startswith("Result(96×96 pixels, kernel 11×11, final image: classical kernel, learned, ")
+
+    def test_it_is_saved_and_saved_again(self, blind, tmp_path):
+        result, _ = blind
+        posterior = {"posterior_mean": scene().blurry, "posterior_std": scene().blurry, "history": {"error": [0.1, 0.05]}}
+        for found, count in ((result, 4), (dataclasses.replace(result, **posterior), 7)):
+            paths = found.save(tmp_path / "new" / "folder", "x")
+            assert [path.exists() for path in paths] == [True] * count
+            assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == sorted(path.name for path in paths)
+        np.testing.assert_array_equal(np.load(paths[2]), result.kernel)
+        with Image.open(paths[0]) as image:
+            np.testing.assert_allclose(np.asarray(image) / 255, result.restored, atol=0.5 / 255 + 1e-6)
+
+
+class TestRegion:
+    def test_the_kernel_is_that_of_the_region_and_the_whole_image_is_restored(self, blind):
+        """The scene, and beside it as much that another kernel has blurred, with stronger edges."""
+        left = scene().blurry
+        other = np.flip(scene(seed=5).blurry, 0)  # blurred by the mirrored kernel
+        both = np.concatenate([left, other], 1)
+        result = deblur(both, CLASSICAL, key=KEY, region=(0, 0, 96, 96))
+        assert result.restored.shape == both.shape
+        assert kernel_similarity(result.kernel, scene().kernel) > 0.95
+        mirrored = deblur(both, CLASSICAL, key=KEY, region=(96, 0, 96, 96))
+        assert kernel_similarity(mirrored.kernel, np.flip(scene().kernel, 0)) > 0.95
+
+    @pytest.mark.parametrize(
+        ("region", "reason"), [((0, 0, 31, 40), "too small"), ((60, 0, 37, 40), "beyond"), ((-1, 0, 40, 40), "beyond")]
+    )
+    def test_regions_that_cannot_be_used(self, region, reason):
+        with pytest.raises(InputError, match=reason):
+            deblur(scene().blurry, CLASSICAL, key=KEY, region=region)
+
+    def test_a_kernel_size_as_large_as_the_region(self):
+        with pytest.raises(InputError, match="41 does not fit an image of 40×40"):
+            deblur(scene().blurry, dataclasses.replace(CLASSICAL, kernel_size=41), key=KEY, region=(0, 0, 40, 40))
+
+
+class TestRefinish:
+    def test_it_is_the_last_step_of_a_run(self, blind):
+        result, _ = blind
+        again = refinish(scene().blurry, result.kernel, CLASSICAL)
+        np.testing.assert_array_equal(again.restored, result.restored)
+        assert set(again.seconds) == {"observe", "judge", "finish"}
+
+    def test_smoothness_and_amount(self, blind):
+        result, _ = blind
+        smooth = refinish(scene().blurry, result.kernel, CLASSICAL, smoothness=10.0).restored
+        assert np.abs(np.diff(smooth)).sum() < 0.99 * np.abs(np.diff(result.restored)).sum()
+        half = refinish(scene().blurry, result.kernel, CLASSICAL, amount=0.5).restored
+        np.testing.assert_allclose(half, 0.5 * (scene().blurry + result.restored), atol=1e-6)
+
+    @pytest.mark.parametrize("name", ["mc_small", "weak_dmphn", "selfdeblur_nonblind"])
+    def test_presets_with_networks_are_left_with_a_non_blind_step(self, name):
+        last = PRESETS[name].last_step_only()
+        assert (last.fit, last.teacher, last.final) == (None, None, "auto")
+
+
+def test_an_exception_in_the_callback_ends_the_run():
+    class Cancelled(Exception):
+        pass
+
+    seen = []
+
+    def cancel(phase, step, total, metrics):
+        seen.append(phase)
+        raise Cancelled
+
+    with pytest.raises(Cancelled):
+        deblur(scene().blurry, CLASSICAL, key=KEY, progress=cancel)
+    assert seen == ["kernel"]
 
 
 def test_an_image_that_no_kernel_explains_is_left_as_it_was(monkeypatch):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,11 @@ from jaxdeblur.errors import InputError
 # Those that restore the whole support behind an image, with the sparse prior's weight.
 _WHOLE_SUPPORT = {"sparse": sp.sparse, "saturated": sat.saturated}
 METHODS = ("hyper_laplacian", "learned", *_WHOLE_SUPPORT)
+# Tiles that CPUs work on at a time; each keeps one core busy and takes memory of its own.
+_TILES_AT_ONCE = 2
+# With which the learned prior's images begin where there are several tiles and they take minutes: half the usual number, for
+# 0.04 dB, measured on the sample.
+_TILES_CG_STEPS = 20
 
 
 def restore(
@@ -48,25 +55,35 @@ def restore(
     if method not in METHODS:
         raise InputError(f"unknown non-blind method {method!r}: choose from {', '.join(METHODS)}")
 
-    def one(tile: jax.Array) -> jax.Array:
-        if method == "hyper_laplacian":
-            return kf.hyper_laplacian(tile, jnp.asarray(kernel), weight=kf.weight_for_noise(noise_std))
-        if method == "learned":
-            whole = ln.learned(tile, jnp.asarray(kernel), noise_std=noise_std, kernel_std=config.kernel_std)
-        else:
-            weight = sp.weight_for_noise(noise_std, base=config.sparse_weight)
-            whole = _WHOLE_SUPPORT[method](tile, jnp.asarray(kernel), weight=weight)
-        (h, w), (rows, columns) = kernel.shape, tile.shape[:2]
-        return whole[h // 2 : h // 2 + rows, w // 2 : w // 2 + columns]
-
     # Beyond about two kernels' width a pixel has no say any more.
     overlap = 2 * max(kernel.shape)
     spans = [_spans(length, config.tile_side, overlap) for length in blurry.shape[:2]]
     tiles = [(rows, columns) for rows in spans[0] for columns in spans[1]]
+    num_cg_steps = sp.NUM_CG_STEPS if len(tiles) == 1 else _TILES_CG_STEPS
+
+    def one(tile: jax.Array) -> jax.Array:
+        if method == "hyper_laplacian":
+            weight = config.smoothness * kf.weight_for_noise(noise_std)
+            return kf.hyper_laplacian(tile, jnp.asarray(kernel), weight=weight)
+        if method == "learned":
+            whole = ln.learned(
+                tile,
+                jnp.asarray(kernel),
+                noise_std=noise_std,
+                kernel_std=config.kernel_std,
+                smoothness=config.smoothness,
+                num_cg_steps=num_cg_steps,
+            )
+        else:
+            weight = config.smoothness * sp.weight_for_noise(noise_std, base=config.sparse_weight)
+            whole = _WHOLE_SUPPORT[method](tile, jnp.asarray(kernel), weight=weight)
+        (h, w), (rows, columns) = kernel.shape, tile.shape[:2]
+        return whole[h // 2 : h // 2 + rows, w // 2 : w // 2 + columns]
+
     total = np.zeros(blurry.shape, np.float32)
     weights = np.zeros(blurry.shape[:2] + (1,) * (blurry.ndim - 2), np.float32)
-    for done, (rows, columns) in enumerate(tiles, start=1):
-        restored = np.asarray(one(jnp.asarray(blurry[rows, columns])))
+    pixels = _side_by_side(lambda tile: np.asarray(one(jnp.asarray(blurry[tile]))), tiles)
+    for done, ((rows, columns), restored) in enumerate(zip(tiles, pixels, strict=True), start=1):
         window = np.outer(_fade(rows, blurry.shape[0], overlap), _fade(columns, blurry.shape[1], overlap))
         window = window.reshape(window.shape + (1,) * (blurry.ndim - 2)).astype(np.float32)
         total[rows, columns] += window * restored
@@ -74,6 +91,23 @@ def restore(
         if progress is not None:
             progress(done, len(tiles))
     return total / weights
+
+
+def _side_by_side(
+    restored: Callable[[tuple[slice, slice]], np.ndarray], tiles: list[tuple[slice, slice]]
+) -> Iterator[np.ndarray]:
+    """``restored(tile)`` of every tile, in order; on CPUs a few at a time, each on one core."""
+    count = min(_TILES_AT_ONCE, os.cpu_count() or 1, len(tiles)) if jax.default_backend() == "cpu" else 1
+    with ThreadPoolExecutor(count) as pool:
+        try:
+            yield from pool.map(restored, tiles)
+        finally:  # if the caller stops, so do those that have not begun
+            pool.shutdown(cancel_futures=True)
+
+
+def blend(blurry: np.ndarray, restored: np.ndarray, amount: float) -> np.ndarray:
+    """``(1 − a) y + a x``: between the blurry image y and the restored one x, of one shape, ``a`` in [0, 1]."""
+    return restored if amount == 1.0 else (1.0 - np.float32(amount)) * blurry + np.float32(amount) * restored
 
 
 def overshoot(restored: np.ndarray) -> float:

@@ -65,6 +65,8 @@ def learned(
     *,
     noise_std: float,
     kernel_std: float = 0.0,
+    smoothness: float = 1.0,
+    num_cg_steps: int = sparse.NUM_CG_STEPS,
     weights: Weights | None = None,
 ) -> jax.Array:
     """Restores the sharp image behind a blurry one whose kernel is known.
@@ -86,6 +88,9 @@ def learned(
       noise_std: of the blurry image, in [0, 1] units.
       kernel_std: how far the blurry image that the kernel predicts is off for the kernel's own faults, as a deviation in [0, 1]
         units: 0 for a kernel that is exact, some thousandths for an estimated one.
+      smoothness: factor on the prior's weight, which is ``σ²`` here: z₀'s prior weighs so much more, and ``σ`` is taken to be
+        ``√smoothness`` times as large.
+      num_cg_steps: conjugate-gradient steps of each of the problems that make z₀.
       weights: as of :func:`load_weights`, which are taken if left out.
 
     Returns:
@@ -95,9 +100,19 @@ def learned(
     chex.assert_rank(kernel, 2)
     chex.assert_scalar_non_negative(noise_std)
     chex.assert_scalar_non_negative(kernel_std)
-    start = sparse.sparse(blurry, kernel, weight=sparse.weight_for_noise(noise_std))
+    chex.assert_scalar_positive(smoothness)
+    weight = smoothness * sparse.weight_for_noise(noise_std)
+    start = sparse.sparse(blurry, kernel, weight=weight, num_cg_steps=num_cg_steps)
     effective = effective_noise_std(noise_std, kernel_std)
-    final = improve(start, blurry, kernel, effective, weights or load_weights())
+    known = weights or load_weights()
+
+    def improved(start: jax.Array, blurry: jax.Array) -> jax.Array:
+        return improve(start, blurry, kernel, smoothness**0.5 * effective, known)
+
+    if blurry.ndim == 2:
+        final = improved(start, blurry)
+    else:  # one after the other: the network's features take more memory than all else
+        final = jnp.stack([improved(start[..., c], blurry[..., c]) for c in range(blurry.shape[-1])], axis=-1)
     share = (effective_noise_std(noise_std) / effective) ** 2
     return share * final + (1.0 - share) * start
 

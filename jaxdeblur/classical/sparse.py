@@ -19,6 +19,8 @@ _OPERATORS = tuple((*pair, 1.0) for pair in gradients.FIRST_DERIVATIVES) + tuple
 _SMALLEST_DERIVATIVE = 0.01
 # After the first, quadratic problem.
 NUM_REWEIGHTINGS = 4
+# For each of those problems.
+NUM_CG_STEPS = 40
 
 
 def weight_for_noise(noise_std: float, *, base: float = 1e-4) -> float:
@@ -59,7 +61,7 @@ def sparse(
     weight: jax.Array | float = 1e-4,
     exponent: float = 0.8,
     num_reweightings: int = NUM_REWEIGHTINGS,
-    num_cg_steps: int = 40,
+    num_cg_steps: int = NUM_CG_STEPS,
 ) -> jax.Array:
     """Restores the sharp image behind a blurry one whose kernel is known.
 

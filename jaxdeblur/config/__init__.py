@@ -6,7 +6,7 @@ is made (:class:`NonblindConfig`, ``final``). Methods are values of it, kept in 
 """
 
 from jaxdeblur.config.checks import check_kernel_size
-from jaxdeblur.config.classical import InitialiserConfig, NonblindConfig
+from jaxdeblur.config.classical import SMOOTHNESS_RANGE, InitialiserConfig, NonblindConfig
 from jaxdeblur.config.fit import (
     LOSS_TERMS,
     TEACHER_TERMS,
@@ -34,6 +34,7 @@ __all__ = [
     "FINALS",
     "LOSS_TERMS",
     "SMALLEST_SIDE",
+    "SMOOTHNESS_RANGE",
     "TEACHER_TERMS",
     "Config",
     "Final",

@@ -6,6 +6,9 @@ import dataclasses
 
 from jaxdeblur.config.checks import require
 
+# Beyond these factors an image is noise, or flat.
+SMOOTHNESS_RANGE = (0.01, 100.0)
+
 
 @dataclasses.dataclass(frozen=True)
 class InitialiserConfig:
@@ -78,13 +81,20 @@ class NonblindConfig:
       kernel_std: how far the blurry image that a kernel predicts is taken to be off for the kernel's own faults, in [0, 1]
         units: 0 for one that is exact; see :func:`jaxdeblur.classical.learned.learned`.
       tile_side: images larger than this are restored in overlapping tiles, which bounds the memory.
+      smoothness: factor on the prior's weight: above 1 smoother, below 1 crisper and noisier.
+      amount: share of the restored image in the final one, in [0, 1]; the rest is the blurry one.
     """
 
     sparse_weight: float = 1e-4
     kernel_std: float = 0.003
     tile_side: int = 1280
+    smoothness: float = 1.0
+    amount: float = 1.0
 
     def __post_init__(self) -> None:
+        least, most = SMOOTHNESS_RANGE
+        require(least <= self.smoothness <= most, f"smoothness must be in [{least:g}, {most:g}], got {self.smoothness:g}")
+        require(0 <= self.amount <= 1, f"amount must be in [0, 1], got {self.amount:g}")
         require(self.sparse_weight > 0, "nonblind: sparse_weight must be positive")
         require(self.kernel_std >= 0, "nonblind: kernel_std must not be negative")
         require(self.tile_side >= 256, "nonblind: tile_side must be 256 or more")

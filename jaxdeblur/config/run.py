@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from jaxdeblur.config.checks import check_kernel_size, not_none, require
 from jaxdeblur.config.classical import InitialiserConfig, NonblindConfig
@@ -97,6 +97,19 @@ class Config:
             return False
         return self.initialiser is None and (self.fit is None or self.fit.kernel_generator is None)
 
+    def last_step_only(self) -> Config:
+        """The same run as far as a kernel at hand leaves something to do: no fit, no network, a non-blind final image."""
+        final: Final = "auto" if self.final in ("generator", "teacher") else self.final
+        initialiser = self.initialiser or InitialiserConfig()
+        plain: dict[str, Any] = {
+            "fit": None,
+            "num_restarts": 1,
+            "num_posterior_samples": 0,
+            "teacher": None,
+            "kernel_size": None,
+        }
+        return dataclasses.replace(self, final=final, initialiser=initialiser, **plain)
+
     def override(
         self,
         *,
@@ -110,6 +123,8 @@ class Config:
         stopping: str | None = None,
         stopping_patience: int | None = None,
         stopping_from: int | None = None,
+        smoothness: float | None = None,
+        amount: float | None = None,
     ) -> Config:
         """A copy with the fields that are not None replaced; a fit's schedules are stretched with ``num_iterations``.
 
@@ -136,6 +151,8 @@ class Config:
         changes = not_none(
             kernel_size=kernel_size, num_restarts=num_restarts, num_posterior_samples=num_posterior_samples, final=final
         )
+        if nonblind := not_none(smoothness=smoothness, amount=amount):
+            changes["nonblind"] = dataclasses.replace(self.nonblind, **nonblind)
         if self.fit is not None:
             fit = self.fit if num_iterations is None else self.fit.stretched(num_iterations)
             changes["fit"] = fit.stopped(stopping, patience=stopping_patience, from_step=stopping_from)

@@ -9,6 +9,9 @@ import numpy as np
 from jaxdeblur.config import SMALLEST_SIDE
 from jaxdeblur.errors import InputError
 
+# Of an image: x and y of the top left corner, width, height, in pixels.
+Region = tuple[int, int, int, int]
+
 if TYPE_CHECKING:  # the command line answers a mistyped flag without waiting for jax
     import jax
 
@@ -54,6 +57,27 @@ def check_kernel(kernel: np.ndarray | jax.Array, shape: tuple[int, ...]) -> np.n
     if not np.all(np.isfinite(array)) or array.min() < 0 or array.sum() <= 0:
         raise InputError("kernel must be finite and non-negative with some mass; give a blur kernel")
     return array / array.sum()
+
+
+def check_region(region: Region | None, shape: tuple[int, ...]) -> tuple[slice, slice]:
+    """``region`` of an image of ``shape`` as row and column slices; the whole image if it is None.
+
+    Args:
+      region: x and y of its top left corner, width, height, in pixels.
+      shape: ``(H, W)``.
+
+    Raises:
+      InputError: it is not wholly within the image, or has too few pixels.
+    """
+    if region is None:
+        return slice(0, shape[0]), slice(0, shape[1])
+    x, y, width, height = region
+    named = f"region {x},{y},{width},{height}"
+    if min(width, height) < SMALLEST_SIDE:
+        raise InputError(f"{named} is too small for a kernel estimate; give {SMALLEST_SIDE} pixels or more a side")
+    if min(x, y) < 0 or x + width > shape[1] or y + height > shape[0]:
+        raise InputError(f"{named} reaches beyond the image of {shape[1]}×{shape[0]} pixels; give x,y,width,height within it")
+    return slice(y, y + height), slice(x, x + width)
 
 
 def check_kernel_fits(kernel_size: int, shape: tuple[int, ...]) -> None:

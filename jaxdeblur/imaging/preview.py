@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pathlib
 
 import numpy as np
@@ -51,10 +52,45 @@ def write_preview(path: pathlib.Path, blurry: np.ndarray, restored: np.ndarray, 
     compose_preview(blurry, restored, kernel).save(path, format="PNG", icc_profile=profile)
 
 
-def _panel(pixels: np.ndarray) -> Image.Image:
-    image = Image.fromarray(np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)).convert("RGB")
-    image.thumbnail((_MAX_PANEL, _MAX_PANEL), Image.Resampling.LANCZOS)
+def jpeg_bytes(pixels: np.ndarray, *, longest_side: int | None = None, quality: int = 92, icc: bytes = b"") -> bytes:
+    """A JPEG file for people to look at, with its colours not subsampled.
+
+    Args:
+      pixels: ``[H, W]`` or ``[H, W, 3]`` in [0, 1].
+      longest_side: what is larger is reduced to this, in pixels; None for no limit.
+      quality: of the JPEG, 1 to 95.
+      icc: colour profile, or ``b""``.
+    """
+    content = io.BytesIO()
+    image = to_image(pixels, longest_side)
+    image.save(content, format="JPEG", quality=quality, subsampling=0, icc_profile=icc or None)
+    return content.getvalue()
+
+
+def png_bytes(pixels: np.ndarray, icc: bytes = b"") -> bytes:
+    """A PNG file of 8 bits of ``pixels``, as of :func:`jpeg_bytes`."""
+    content = io.BytesIO()
+    to_image(pixels).save(content, format="PNG", icc_profile=icc or None)
+    return content.getvalue()
+
+
+def kernel_png_bytes(kernel: np.ndarray) -> bytes:
+    """A PNG file of ``kernel [h, w]`` scaled to its maximum, one pixel for each of its own."""
+    content = io.BytesIO()
+    Image.fromarray(kernel_levels(kernel)).save(content, format="PNG")
+    return content.getvalue()
+
+
+def to_image(pixels: np.ndarray, longest_side: int | None = None) -> Image.Image:
+    """``pixels [H, W]`` or ``[H, W, 3]`` in [0, 1] as an 8-bit image, reduced to ``longest_side`` where it is larger."""
+    image = Image.fromarray(np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8))
+    if longest_side is not None:
+        image.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
     return image
+
+
+def _panel(pixels: np.ndarray) -> Image.Image:
+    return to_image(pixels, _MAX_PANEL).convert("RGB")
 
 
 def _kernel_panel(kernel: np.ndarray, height: int) -> Image.Image:

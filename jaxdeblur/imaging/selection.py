@@ -8,11 +8,16 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Callable, Iterable
+from typing import Literal
 
 from jaxdeblur.errors import InputError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff", ".webp", ".bmp")
 _RESULT_ENDINGS = ("_deblurred", "_kernel", "_preview", "_trace", "_posterior_mean", "_uncertainty")
+_REPORT_ENDINGS = ("_report.json", "_report.html")
+
+
+ReportKinds = Literal["both", "html", "json"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +49,10 @@ class Outputs:
         return self.folder / f"{self.stem}_report.json"
 
     @property
+    def html_report(self) -> pathlib.Path:
+        return self.folder / f"{self.stem}_report.html"
+
+    @property
     def preview(self) -> pathlib.Path:
         return self.folder / f"{self.stem}_preview.png"
 
@@ -59,18 +68,20 @@ class Outputs:
     def uncertainty(self) -> pathlib.Path:
         return self.folder / f"{self.stem}_uncertainty.png"
 
-    def all(self, suffix: str, *, fitted: bool, posterior: bool) -> list[pathlib.Path]:
+    def all(self, suffix: str, *, fitted: bool, posterior: bool, reports: ReportKinds = "both") -> list[pathlib.Path]:
         """Every file of a run, the report last, so that a report says that the rest is there.
 
         Args:
           suffix: of the sharp image.
           fitted: whether a deep prior was fitted, whose curve is drawn.
           posterior: whether the posterior's two images are among them.
+          reports: which of the two there are.
         """
         always = [self.deblurred(suffix), self.kernel_image, self.kernel_array, self.preview]
         curve = [self.trace] if fitted else []
         samples = [self.posterior_mean, self.uncertainty] if posterior else []
-        return [*always, *curve, *samples, self.report]
+        accounts = {"html": [self.html_report], "json": [self.report], "both": [self.html_report, self.report]}
+        return [*always, *curve, *samples, *accounts[reports]]
 
 
 def find_images(pattern: str, log: Callable[[str], None]) -> list[pathlib.Path]:
@@ -136,6 +147,15 @@ def assign_outputs(images: Iterable[pathlib.Path], output_dir: str | None) -> li
     return assigned
 
 
+def find_reports(folder: pathlib.Path) -> list[pathlib.Path]:
+    """One report of each result in ``folder``, sorted by name: the JSON, or the page where there is no JSON."""
+    found: dict[str, pathlib.Path] = {}
+    for ending in _REPORT_ENDINGS:
+        for path in folder.glob(f"*{ending}"):
+            found.setdefault(path.name.removesuffix(ending), path)
+    return [found[stem] for stem in sorted(found, key=lambda stem: (stem.casefold(), stem))]
+
+
 def prepare_folder(folder: pathlib.Path) -> list[pathlib.Path]:
     """Makes ``folder`` and tries whether it can be written to.
 
@@ -181,6 +201,7 @@ def _images_in(folder: pathlib.Path, log: Callable[[str], None]) -> list[pathlib
 def _is_result(path: pathlib.Path) -> bool:
     """Whether a report of ours lies beside ``path`` that says that it is one of our results."""
     return any(
-        path.stem.endswith(ending) and path.with_name(f"{path.stem.removesuffix(ending)}_report.json").exists()
+        path.stem.endswith(ending) and path.with_name(f"{path.stem.removesuffix(ending)}{report}").exists()
         for ending in _RESULT_ENDINGS
+        for report in _REPORT_ENDINGS
     )

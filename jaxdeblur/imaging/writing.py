@@ -34,6 +34,17 @@ def write_image(path: pathlib.Path, image: StoredImage, restored: np.ndarray) ->
         iio.imwrite(file, samples, plugin="pillow", extension=image.suffix, is_batch=False, **options)
 
 
+def write_jpeg(path: pathlib.Path, image: StoredImage, restored: np.ndarray, *, quality: int = 95) -> None:
+    """Writes ``restored``, shaped as ``image.pixels`` and in [0, 1], as a JPEG of 8 bits with the image's EXIF and profile.
+
+    For who would rather have their camera's format than one without loss. Transparency, which no JPEG holds, is left out.
+    """
+    levels = np.rint(np.clip(restored, 0.0, 1.0) * 255).astype(np.uint8)
+    options: dict[str, Any] = {"exif": image.exif, "icc_profile": image.icc or None}
+    with path.open("wb") as file:
+        iio.imwrite(file, levels, plugin="pillow", extension=".jpg", is_batch=False, quality=quality, subsampling=0, **options)
+
+
 def write_grey(path: pathlib.Path, pixels: np.ndarray) -> None:
     """Writes ``pixels [H, W]`` in [0, 1] as an 8-bit grey PNG."""
     write_levels(path, np.rint(np.clip(pixels, 0.0, 1.0) * 255).astype(np.uint8))

@@ -22,16 +22,18 @@ import numpy as np
 from jaxdeblur.config import COMPRESSED_NOISE_STD, SMALLEST_SIDE, Config
 from jaxdeblur.errors import InputError, describe
 from jaxdeblur.imaging.colour import grey
+from jaxdeblur.imaging.input_checks import Region, check_region
 from jaxdeblur.imaging.kernel_files import require_kernel_fits, write_kernel_array, write_kernel_image
 from jaxdeblur.imaging.preview import write_preview
 from jaxdeblur.imaging.reading import MAX_MEGAPIXELS, read_image
-from jaxdeblur.imaging.selection import Outputs, prepare_folder, remove_if_empty
+from jaxdeblur.imaging.selection import Outputs, ReportKinds, prepare_folder, remove_if_empty
 from jaxdeblur.imaging.staging import staged
 from jaxdeblur.imaging.stored_image import StoredImage
 from jaxdeblur.imaging.trace import write_trace
 from jaxdeblur.imaging.writing import write_grey, write_image
 from jaxdeblur.jobs import batches
 from jaxdeblur.jobs.cluster import TaskError, map_batches
+from jaxdeblur.jobs.html_report import write_html_report
 from jaxdeblur.jobs.progress import show_progress
 from jaxdeblur.jobs.report import write_report
 from jaxdeblur.version import __version__
@@ -53,6 +55,9 @@ class Settings:
       cache_dir: folder of compiled programs, ``off``, or None for the default.
       checkpoint_dir: folder for the states of unfinished fits, or None for keeping none.
       max_megapixels: the largest image that is read, in millions of pixels, above 0.
+      region: ``(x, y, width, height)`` of the part from which kernels are estimated, or None for the whole image.
+      reports: which of the two reports are written, ``html`` and ``json``.
+      shown_name: what reports call the image, if that is not its file's name; they then take it to lie beside them.
     """
 
     config: Config
@@ -63,6 +68,9 @@ class Settings:
     cache_dir: str | None
     checkpoint_dir: pathlib.Path | None = None
     max_megapixels: float = MAX_MEGAPIXELS
+    region: Region | None = None
+    reports: ReportKinds = "both"
+    shown_name: str | None = None
 
 
 @dataclasses.dataclass
@@ -109,6 +117,7 @@ class Task:
     name: str
     checkpoint: pathlib.Path | None = None
     shows_progress: bool = False
+    region: Region | None = None
 
 
 def run_tasks(tasks: Sequence[Task]) -> list[tuple[Result, float]]:
@@ -123,15 +132,23 @@ def run_tasks(tasks: Sequence[Task]) -> list[tuple[Result, float]]:
     runtime.clear_compiled_executables()
 
     began = time.perf_counter()
-    photos = [Photo(task.pixels, jax.random.key(task.seed), task.kernel) for task in tasks]
+    photos = [Photo(task.pixels, jax.random.key(task.seed), task.kernel, region=task.region) for task in tasks]
     label = first.name if len(tasks) == 1 else f"{first.name} and {len(tasks) - 1} more"
     with show_progress(label) if first.shows_progress else contextlib.nullcontext() as progress:
         results = deblur_batch(photos, first.config, progress=progress, checkpoint=first.checkpoint)
     seconds = (time.perf_counter() - began) / len(tasks)
-    return [(result, seconds) for result in results]
+    # Who asked has the input already; it need not come back from another process.
+    return [(dataclasses.replace(result, blurry=None), seconds) for result in results]
 
 
-def run_job(path: pathlib.Path, outputs: Outputs | InputError, settings: Settings, log: Callable[[str], None]) -> None:
+def run_job(
+    path: pathlib.Path,
+    outputs: Outputs | InputError,
+    settings: Settings,
+    log: Callable[[str], None],
+    *,
+    compute: Callable[[Task], tuple[Result, float]] | None = None,
+) -> tuple[StoredImage, Result]:
     """Deblurs the image at ``path`` in this process and writes its results, all of them or none.
 
     Args:
@@ -139,6 +156,10 @@ def run_job(path: pathlib.Path, outputs: Outputs | InputError, settings: Setting
       outputs: where its results go, or why it has no place for them.
       settings: as for all images.
       log: called with a line for its success.
+      compute: what deblurs it and tells the seconds; None for :func:`run_tasks`, which shows its progress.
+
+    Returns:
+      The image and what was found.
 
     Raises:
       InputError: the image, or something else that the user gave, cannot be used.
@@ -148,10 +169,12 @@ def run_job(path: pathlib.Path, outputs: Outputs | InputError, settings: Setting
     image = _open(path, outputs, settings)
     made = prepare_folder(outputs.folder)
     try:
-        ((result, seconds),) = run_tasks([_task(path, image, settings, shows_progress=True)])
+        task = _task(path, image, settings, shows_progress=True)
+        result, seconds = run_tasks([task])[0] if compute is None else compute(task)
         _finish(path, image, outputs, settings, result, seconds, log)
     finally:
         remove_if_empty(made)  # after a success they are not empty
+    return image, result
 
 
 def run_jobs(
@@ -243,6 +266,7 @@ def _task(path: pathlib.Path, image: StoredImage, settings: Settings, *, shows_p
         name=path.name,
         checkpoint=_checkpoint(path, settings),
         shows_progress=shows_progress,
+        region=settings.region,
     )
 
 
@@ -257,7 +281,7 @@ def _finish(
 ) -> None:
     """Measures, writes and tells of a result; its checkpoint has then done its duty."""
     metrics = _metrics(image, result, settings.reference)
-    final_paths = _paths(outputs, image, settings.config)
+    final_paths = _paths(outputs, image, settings)
     _write(path, image, final_paths, settings, result, metrics, seconds)
     size = f"{result.kernel.shape[1]}×{result.kernel.shape[0]}"
     log(f"{path} -> {final_paths[0]} (kernel {size}, final image: {result.chosen}, {seconds:.1f} s)")
@@ -286,17 +310,21 @@ def _check(path: pathlib.Path, image: StoredImage, outputs: Outputs, settings: S
     width, height = image.size
     if min(width, height) < SMALLEST_SIDE:
         raise InputError(f"{path}: {width}×{height} pixels are too few to deblur; give {SMALLEST_SIDE} or more a side")
+    try:
+        rows, columns = check_region(settings.region, (height, width))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     if settings.kernel is not None:
         require_kernel_fits(settings.kernel.shape, (height, width), str(path))
     elif (side := settings.config.kernel_size) is not None:
-        require_kernel_fits((side, side), (height, width), str(path))
+        require_kernel_fits((side, side), (rows.stop - rows.start, columns.stop - columns.start), str(path))
     if settings.reference is not None and settings.reference.size != image.size:
         other = "×".join(map(str, settings.reference.size))
         raise InputError(
             f"{path}: is {width}×{height} pixels but the reference is {other}; give the sharp version of this image"
         )
     if not settings.overwrite:
-        for existing in _paths(outputs, image, settings.config):
+        for existing in _paths(outputs, image, settings):
             if existing.exists():
                 raise InputError(f"{path}: {existing} exists already; give --overwrite or another --output_dir")
 
@@ -331,8 +359,9 @@ def _metrics(image: StoredImage, result: Result, reference: StoredImage | None) 
     return {name: {"psnr": one.psnr, "ssim": one.ssim, "shift": one.shift} for name, one in found.items()}
 
 
-def _paths(outputs: Outputs, image: StoredImage, config: Config) -> list[pathlib.Path]:
-    return outputs.all(image.suffix, fitted=config.fit is not None, posterior=config.num_posterior_samples > 0)
+def _paths(outputs: Outputs, image: StoredImage, settings: Settings) -> list[pathlib.Path]:
+    fitted, posterior = settings.config.fit is not None, settings.config.num_posterior_samples > 0
+    return outputs.all(image.suffix, fitted=fitted, posterior=posterior, reports=settings.reports)
 
 
 def _write_trace(path: pathlib.Path, result: Result) -> None:
@@ -356,22 +385,39 @@ def _write(
     seconds: float,
 ) -> None:
     try:
-        with staged(final_paths, replace=settings.overwrite) as (deblurred, kernel_image, kernel_array, preview, *more, report):
+        with staged(final_paths, replace=settings.overwrite) as (deblurred, kernel_image, kernel_array, preview, *more):
             write_image(deblurred, image, result.restored)
             write_kernel_image(kernel_image, result.kernel)
             write_kernel_array(kernel_array, result.kernel)
             write_preview(preview, image.pixels, result.restored, result.kernel, image.icc)
             if settings.config.fit is not None:
-                _write_trace(more[0], result)
+                _write_trace(more.pop(0), result)
             if result.posterior_mean is not None and result.posterior_std is not None:
-                write_grey(more[1], result.posterior_mean)
-                write_grey(more[2], result.posterior_std / max(float(result.posterior_std.max()), 1e-6))
-            write_report(report, _report(path, image, final_paths, settings, result, metrics, seconds))
+                write_grey(more.pop(0), result.posterior_mean)
+                write_grey(more.pop(0), result.posterior_std / max(float(result.posterior_std.max()), 1e-6))
+            report = _report(path, image, final_paths, settings, result, metrics, seconds)
+            if settings.reports != "json":
+                write_html_report(
+                    more.pop(0),
+                    report,
+                    blurry=image.pixels,
+                    restored=result.restored,
+                    kernels={candidate.name: candidate.kernel for candidate in result.candidates},
+                    icc=image.icc,
+                    run_file=_shown_report(settings) or final_paths[-1].name,
+                )
+            if settings.reports != "html":
+                write_report(more.pop(0), report)
     except OSError as error:
         folder = final_paths[0].parent
         raise InputError(
             f"{folder}: cannot write the results ({error.strerror or error}); give another --output_dir"
         ) from error
+
+
+def _shown_report(settings: Settings) -> str | None:
+    """What the page that repeats the run is called where its image is called otherwise than its file."""
+    return None if settings.shown_name is None else f"{pathlib.PurePath(settings.shown_name).stem}_report.html"
 
 
 def _report(
@@ -388,8 +434,8 @@ def _report(
     device = jax.devices()[0]
     return {
         "input": {
-            "file": path.name,
-            "path": os.path.relpath(path.resolve(), final_paths[-1].resolve().parent),
+            "file": settings.shown_name or path.name,
+            "path": settings.shown_name or os.path.relpath(path.resolve(), final_paths[-1].resolve().parent),
             "width": image.size[0],
             "height": image.size[1],
             "channels": image.pixels.ndim if image.pixels.ndim == 3 else 1,
@@ -408,6 +454,7 @@ def _report(
         "seed": settings.seed,
         "config": _config_for(image, settings),
         "known_kernel": settings.kernel is not None,
+        "region": settings.region,
         "kernel_size": result.kernel_size,
         "noise_std": result.noise_std,
         "chosen": result.chosen,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -14,6 +15,7 @@ from cattrs.strategies import configure_tagged_union
 from jaxdeblur.config import Config, ImageGeneratorConfig, KernelGeneratorConfig
 from jaxdeblur.errors import InputError
 from jaxdeblur.imaging.untrusted import decoding
+from jaxdeblur.jobs.html_report import json_within
 from jaxdeblur.version import __version__
 
 LARGEST_SEED = 2**63 - 1  # that jax takes
@@ -38,6 +40,7 @@ class SavedRun:
       seed: of the random key.
       image: where it is, as the report says.
       kernel: the kernel's array if it was given and not estimated, else None.
+      region: ``(x, y, width, height)`` from which the kernel was estimated, or None for the whole image.
       versions: of this package and of jax, by name.
     """
 
@@ -45,6 +48,7 @@ class SavedRun:
     seed: int
     image: pathlib.Path
     kernel: pathlib.Path | None
+    region: tuple[int, int, int, int] | None
     versions: dict[str, str]
 
 
@@ -54,17 +58,33 @@ def read_saved_run(path: pathlib.Path) -> SavedRun:
     Raises:
       InputError: it cannot be read, or holds no configuration that this version understands.
     """
-    kind, damaged, remedy = "a report of a run", "is no report of a run", "give NAME_report.json"
-    with decoding(path, kind, damaged=damaged, remedy=remedy, most_bytes=_MOST_BYTES):
-        report = json.loads(path.read_text(encoding="utf-8"))
-        stem = path.name.removesuffix("_report.json")
+    with _decoding(path):
+        report = json.loads(read_report(path))
+        stem = path.name.removesuffix(".html").removesuffix(".json").removesuffix("_report")
         return SavedRun(
             config=_config(report["config"]),
             seed=_seed(report["seed"]),
             image=path.parent / report["input"]["path"],
             kernel=path.with_name(f"{stem}_kernel.npy") if report["known_kernel"] else None,
+            region=_region(report.get("region")),
             versions={"jaxdeblur": str(report["version"]), "jax": str(report["jax_version"])},
         )
+
+
+def read_report(path: pathlib.Path) -> str:
+    """The JSON of a report, which may be a page that holds it.
+
+    Raises:
+      InputError: it cannot be read, or holds none.
+    """
+    with _decoding(path):
+        text = path.read_text(encoding="utf-8")
+        return json_within(text) if path.suffix == ".html" else text
+
+
+def _decoding(path: pathlib.Path) -> contextlib.AbstractContextManager[int]:
+    kind, damaged, remedy = "a report of a run", "is no report of a run", "give NAME_report.json or NAME_report.html"
+    return decoding(path, kind, damaged=damaged, remedy=remedy, most_bytes=_MOST_BYTES)
 
 
 def _config(value: Any) -> Config:
@@ -78,6 +98,15 @@ def _seed(value: Any) -> int:
     if not isinstance(value, int) or not 0 <= value <= LARGEST_SEED:
         raise ValueError(f"the seed {value!r} is none")
     return value
+
+
+def _region(value: Any) -> tuple[int, int, int, int] | None:
+    if value is None:  # or a report of a version that knew no regions
+        return None
+    if not (isinstance(value, list) and len(value) == 4 and all(type(number) is int for number in value)):
+        raise ValueError(f"the region {value!r} is none")
+    x, y, width, height = value
+    return x, y, width, height
 
 
 def version_notes(saved: SavedRun) -> list[str]:

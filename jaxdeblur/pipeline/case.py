@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from jaxdeblur.config import Config, InitialiserConfig
+from jaxdeblur.imaging.input_checks import Region
 from jaxdeblur.optimise.loop import FitResult, Snapshot
 
 
@@ -22,6 +23,7 @@ class Photo:
     key: jax.Array
     kernel: np.ndarray | jax.Array | None = None
     snapshot: Snapshot | None = None
+    region: Region | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +34,8 @@ class Scene:
       blurry: as given, checked.
       grey: ``[H, W]``.
       noise_std: in [0, 1] units.
-      window: the informative part of a large image, in which kernels are refined and judged.
+      part: in which the kernel is sought: the region that the caller gave, or the whole image.
+      window: the informative part of it, if it is large, in which kernels are refined and judged.
       initialiser: how a kernel, or at least its size, is found.
       config: of the run.
     """
@@ -40,6 +43,7 @@ class Scene:
     blurry: np.ndarray
     grey: np.ndarray
     noise_std: float
+    part: tuple[slice, slice]
     window: tuple[slice, slice]
     initialiser: InitialiserConfig
     config: Config

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import io
+import pathlib
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from jaxdeblur.imaging.kernel_files import write_kernel_array, write_kernel_image
+from jaxdeblur.imaging.preview import compose_preview, to_image, write_preview
+from jaxdeblur.imaging.selection import Outputs
+from jaxdeblur.imaging.staging import staged
+from jaxdeblur.imaging.trace import write_trace
+from jaxdeblur.imaging.writing import write_grey
 from jaxdeblur.optimise.loop import FitResult
 from jaxdeblur.optimise.restarts import Stop
 
@@ -28,9 +36,9 @@ class Candidate:
     kernel: np.ndarray
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Result:
-    """What :func:`deblur` found.
+    """What :func:`deblur` found. A notebook shows it as one picture: before, after and kernel.
 
     Attributes:
       restored: the sharp image, shaped as the input, float32 in [0, 1].
@@ -45,6 +53,7 @@ class Result:
       posterior_mean: mean over samples of the deep prior's grey image, ``[H, W]``; None if no samples were asked for.
       posterior_std: their standard deviation at each pixel, ``[H, W]``.
       stop: where the deep prior's fit ended early, and why; None if it did not.
+      blurry: the input, shaped as ``restored``; None where it was not worth carrying along.
     """
 
     restored: np.ndarray
@@ -59,6 +68,57 @@ class Result:
     posterior_mean: np.ndarray | None = None
     posterior_std: np.ndarray | None = None
     stop: Stop | None = None
+    blurry: np.ndarray | None = None
+
+    def __repr__(self) -> str:
+        (height, width), (rows, columns) = self.restored.shape[:2], self.kernel.shape
+        seconds = sum(self.seconds.values())
+        return f"Result({width}×{height} pixels, kernel {columns}×{rows}, final image: {self.chosen}, {seconds:.1f} s)"
+
+    def _repr_png_(self) -> bytes | None:
+        """What a notebook shows."""
+        if self.blurry is None:
+            return None
+        content = io.BytesIO()
+        compose_preview(self.blurry, self.restored, self.kernel).save(content, format="PNG")
+        return content.getvalue()
+
+    def save(self, folder: str | pathlib.Path, name: str = "photo") -> list[pathlib.Path]:
+        """Writes the result as files; those of the same names are replaced, all of them or none.
+
+        Pixels are written as 8-bit PNG: whoever wants the input's own depth, EXIF and profile uses the command line.
+
+        Args:
+          folder: where; it is made if it is not there.
+          name: what the files' names begin with.
+
+        Returns:
+          The files: ``NAME_deblurred.png``, ``NAME_kernel.png`` and ``.npy`` and, as far as there is something to show,
+          ``NAME_preview.png``, ``NAME_trace.png``, ``NAME_posterior_mean.png`` and ``NAME_uncertainty.png``.
+
+        Raises:
+          OSError: a file cannot be written.
+        """
+        outputs = Outputs(pathlib.Path(folder).expanduser(), name)
+        outputs.folder.mkdir(parents=True, exist_ok=True)
+        writers: dict[pathlib.Path, Callable[[pathlib.Path], None]] = {
+            outputs.deblurred(".png"): lambda path: to_image(self.restored).save(path, format="PNG"),
+            outputs.kernel_image: lambda path: write_kernel_image(path, self.kernel),
+            outputs.kernel_array: lambda path: write_kernel_array(path, self.kernel),
+        }
+        if (blurry := self.blurry) is not None:
+            writers[outputs.preview] = lambda path: write_preview(path, blurry, self.restored, self.kernel)
+        if error := self.history.get("error"):
+            writers[outputs.trace] = lambda path: write_trace(path, error, "mean squared error of the re-blurred image")
+        if (mean := self.posterior_mean) is not None:
+            writers[outputs.posterior_mean] = lambda path: write_grey(path, mean)
+        if (std := self.posterior_std) is not None:
+            writers[outputs.uncertainty] = lambda path: write_grey(path, std / max(float(std.max()), 1e-6))
+        paths = list(writers)
+        with staged(paths, replace=True) as temporaries:
+            for write, temporary in zip(writers.values(), temporaries, strict=True):
+                write(temporary)
+        return paths
 
 
 def with_account(result: Result, fitted: FitResult) -> Result:

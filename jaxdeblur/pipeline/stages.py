@@ -18,7 +18,7 @@ from jaxdeblur.classical.saturated import highlights_are_unexplained
 from jaxdeblur.config import Config, FitConfig, InitialiserConfig, KernelLogitsConfig
 from jaxdeblur.errors import InputError
 from jaxdeblur.imaging.colour import grey, with_luma
-from jaxdeblur.imaging.input_checks import check_image, check_kernel, check_kernel_fits
+from jaxdeblur.imaging.input_checks import Region, check_image, check_kernel, check_kernel_fits, check_region
 from jaxdeblur.networks.teachers.teacher import Teacher
 from jaxdeblur.networks.teachers.teacher import restoration as teacher_restoration
 from jaxdeblur.networks.teachers.weights import load_teacher
@@ -48,6 +48,7 @@ def deblur(
     *,
     key: jax.Array,
     kernel: np.ndarray | jax.Array | None = None,
+    region: Region | None = None,
     progress: Progress | None = None,
     snapshot: Snapshot | None = None,
     checkpoint: pathlib.Path | None = None,
@@ -59,7 +60,8 @@ def deblur(
       config: what to do; a preset or one's own.
       key: typed random key (``jax.random.key(seed)``); the same one on the same machine gives the same bytes.
       kernel: a known blur kernel ``[h, w]`` of a true convolution, odd sides, non-negative: only the image is sought.
-      progress: called now and then with (phase, steps done, steps in all, metrics).
+      region: ``(x, y, width, height)`` in pixels: the part from which the kernel is estimated; the whole image is restored.
+      progress: called now and then with (phase, steps done, steps in all, metrics). An exception that it raises ends the run.
       snapshot: called now and then during a deep prior's fit with (steps done, image, kernel) of its first restart.
       checkpoint: file that keeps the state of a deep prior's fit; if there is one of this very run, it goes on from there.
 
@@ -67,9 +69,9 @@ def deblur(
       The restored image, the kernel, and how they came about.
 
     Raises:
-      InputError: the image or the kernel cannot be used, or there is no kernel where ``config`` needs one.
+      InputError: the image, the kernel or the region cannot be used, or there is no kernel where ``config`` needs one.
     """
-    (result,) = deblur_batch([Photo(image, key, kernel, snapshot)], config, progress=progress, checkpoint=checkpoint)
+    (result,) = deblur_batch([Photo(image, key, kernel, snapshot, region)], config, progress=progress, checkpoint=checkpoint)
     return result
 
 
@@ -120,13 +122,22 @@ def _observe(photo: Photo, config: Config) -> Case:
     with clock("observe"):
         blurry = check_image(photo.image)
         luma = grey(blurry)
+        part = check_region(photo.region, luma.shape)
         if config.kernel_size is not None:
-            check_kernel_fits(config.kernel_size, luma.shape)
+            check_kernel_fits(config.kernel_size, luma[part].shape)
         initialiser = config.initialiser or _SIZE_ONLY
         noise = max(float(estimate_noise_std(luma)), config.smallest_noise_std)
-        scene = Scene(blurry, luma, noise, informative_crop(luma, initialiser.refine_side), initialiser, config)
+        window = _informative(luma, part, initialiser.refine_side)
+        scene = Scene(blurry, luma, noise, part, window, initialiser, config)
         kernels = {} if photo.kernel is None else {"given": check_kernel(photo.kernel, luma.shape)}
     return Case(photo, scene, clock, kernels, config.kernel_size)
+
+
+def _informative(image: np.ndarray, part: tuple[slice, slice], side: int) -> tuple[slice, slice]:
+    """The :func:`informative_crop` of a part of ``image [H, W]``, as slices of the whole."""
+    rows, columns = informative_crop(image[part], side)
+    top, left = part[0].start, part[1].start
+    return slice(top + rows.start, top + rows.stop), slice(left + columns.start, left + columns.stop)
 
 
 def _initialise(case: Case, teacher: Teacher | None, progress: Progress | None) -> None:
@@ -136,7 +147,7 @@ def _initialise(case: Case, teacher: Teacher | None, progress: Progress | None) 
     if not case.kernels and (config.initialiser is not None or needs_size):
         with case.clock("initialise"):
             estimate = estimate_kernel(
-                scene.grey[informative_crop(scene.grey, scene.initialiser.image_side)],
+                scene.grey[_informative(scene.grey, scene.part, scene.initialiser.image_side)],
                 scene.initialiser,
                 kernel_size=config.kernel_size,
                 noise_std=scene.noise_std,
@@ -215,7 +226,7 @@ def _finish(case: Case, progress: Progress | None) -> Result:
         else:
             name, chosen, restored = _deconvolve(case, scores, progress)
     result = Result(
-        restored=np.clip(restored, 0.0, 1.0).astype(np.float32),
+        restored=finish.blend(scene.blurry, np.clip(restored, 0.0, 1.0).astype(np.float32), config.nonblind.amount),
         kernel=kernels[name],
         candidates=tuple(Candidate(label, scores[label], label == name, kernels[label]) for label in kernels),
         chosen=chosen,
@@ -224,6 +235,7 @@ def _finish(case: Case, progress: Progress | None) -> Result:
         noise_std=scene.noise_std,
         kernel_size=kernels[name].shape[0],
         warnings=tuple(case.warnings),
+        blurry=scene.blurry,
     )
     return result if case.fitted is None else with_account(result, case.fitted)
 

@@ -61,6 +61,25 @@ def test_more_noise_asks_for_a_smoother_image():
     assert np.abs(np.diff(smooth)).sum() < 0.95 * np.abs(np.diff(rough)).sum()
 
 
+@pytest.mark.parametrize("method", finish.METHODS)
+def test_smoothness_weighs_the_prior(method):
+    known = scene()
+    rough, plain, smooth = (
+        finish.restore(known.blurry, known.kernel, method, NonblindConfig(smoothness=factor), noise_std=NOISE_STD)
+        for factor in (0.1, 1.0, 10.0)
+    )
+    steps = [float(np.abs(np.diff(image)).sum()) for image in (rough, plain, smooth)]
+    assert steps[0] > 1.01 * steps[1]
+    assert steps[1] > 1.01 * steps[2]
+
+
+def test_amount_blends():
+    blurry, restored = np.float32([0.2, 0.4]), np.float32([0.6, 0.0])
+    np.testing.assert_allclose(finish.blend(blurry, restored, 0.25), [0.3, 0.3], atol=1e-6)
+    assert finish.blend(blurry, restored, 1.0) is restored
+    np.testing.assert_array_equal(finish.blend(blurry, restored, 0.0), blurry)
+
+
 def test_highlights_ring_less_when_clipping_is_in_the_model():
     known = scene()
     radiance = known.sharp * 0.4

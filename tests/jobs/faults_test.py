@@ -18,10 +18,10 @@ from PIL import Image
 from jaxdeblur import pipeline
 from jaxdeblur.jobs import images
 from jaxdeblur.jobs.cluster import Outcome
-from jaxdeblur.jobs.saved_run import read_saved_run
+from jaxdeblur.jobs.saved_run import read_report, read_saved_run
 from jaxdeblur.main import main
 
-RESULTS = {"_deblurred.png", "_kernel.npy", "_kernel.png", "_preview.png", "_report.json"}
+RESULTS = {"_deblurred.png", "_kernel.npy", "_kernel.png", "_preview.png", "_report.html", "_report.json"}
 
 
 def save(path, side=48, seed=0):
@@ -40,6 +40,8 @@ def results_in(folder):
     """Results by image, each of them whole, and the names of all that is something else."""
     whole, others = {}, []
     for path in folder.iterdir():
+        if path.name == "index.html":  # over the others; of a run of several images
+            continue
         stem, _, ending = path.name.rpartition("_")
         if f"_{ending}" not in RESULTS:
             others.append(path.name)
@@ -51,7 +53,7 @@ def results_in(folder):
         elif path.suffix == ".npy":
             assert np.load(path).shape
         else:
-            json.loads(path.read_text())
+            json.loads(read_report(path))
     return whole, others
 
 

@@ -1,0 +1,43 @@
+"""The tutorial runs from its first cell to its last, from nothing but itself and the sample."""
+
+import pathlib
+import shutil
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+nbformat = pytest.importorskip("nbformat", reason="needs nbclient and ipykernel (the extra 'dev')")
+nbclient = pytest.importorskip("nbclient", reason="needs nbclient and ipykernel (the extra 'dev')")
+
+
+def read():
+    return nbformat.read(ROOT / "experiments" / "tutorial.ipynb", as_version=4)
+
+
+def test_it_is_kept_without_outputs_and_has_an_equation_beside_each_step():
+    cells = read().cells
+    assert all(not cell.outputs for cell in cells if cell.cell_type == "code")
+    steps = [cell.source for cell in cells if cell.cell_type == "markdown" and cell.source.startswith("## ")]
+    assert len(steps) >= 6
+    assert all("$" in step or "table" in step for step in steps)
+
+
+@pytest.mark.slow
+def test_it_runs(tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "experiments" / "sample", tmp_path / "sample")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    notebook = read()
+    nbclient.NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    (table,) = [output.data["text/markdown"] for output in notebook.cells[-2].outputs]
+    psnr = {row.split("|")[1].strip(): float(row.split("|")[2]) for row in table.splitlines()[2:]}
+    assert len(psnr) == 8
+    assert psnr["`fast`"] > psnr["the photograph as it is"] + 3
+    pictures = [
+        output
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
+        if "image/png" in output.get("data", {})
+    ]
+    assert len(pictures) >= 7
+    assert (tmp_path / "deblurred" / "tutorial_deblurred.png").exists()
