@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -14,10 +15,13 @@ from jaxdeblur.classical import saturated as sat
 from jaxdeblur.classical import sparse as sp
 from jaxdeblur.config import NonblindConfig
 from jaxdeblur.errors import InputError
+from jaxdeblur.operators import filter_flow
 
 # Those that restore the whole support behind an image, with the sparse prior's weight.
 _WHOLE_SUPPORT = {"sparse": sp.sparse, "saturated": sat.saturated}
 METHODS = ("hyper_laplacian", "learned", *_WHOLE_SUPPORT)
+# Those that take a kernel for each part of the image.
+VARYING = ("learned", *_WHOLE_SUPPORT)
 
 
 def restore(
@@ -33,7 +37,7 @@ def restore(
 
     Args:
       blurry: ``[H, W]`` or ``[H, W, C]`` in [0, 1].
-      kernel: ``[h, w]``, odd sides, summing to one.
+      kernel: ``[h, w]``, odd sides, summing to one; or ``[R, C, h, w]``, one for each of the parts of the image.
       method: one of :data:`METHODS`; ``saturated`` for images with clipped highlights.
       config: weights and the side of a tile.
       noise_std: of the image, in [0, 1] units.
@@ -43,30 +47,32 @@ def restore(
       The shape of ``blurry``; not clipped.
 
     Raises:
-      InputError: no such method.
+      InputError: no such method, or it takes one kernel only.
     """
     if method not in METHODS:
         raise InputError(f"unknown non-blind method {method!r}: choose from {', '.join(METHODS)}")
+    if method not in VARYING and kernel.ndim == 4:
+        raise InputError(f"{method} takes one kernel for the whole image: choose from {', '.join(VARYING)}")
 
-    def one(tile: jax.Array) -> jax.Array:
+    def one(tile: jax.Array, kernel: jax.Array) -> jax.Array:
         if method == "hyper_laplacian":
-            return kf.hyper_laplacian(tile, jnp.asarray(kernel), weight=kf.weight_for_noise(noise_std))
+            return kf.hyper_laplacian(tile, kernel, weight=kf.weight_for_noise(noise_std))
         if method == "learned":
-            whole = ln.learned(tile, jnp.asarray(kernel), noise_std=noise_std, kernel_std=config.kernel_std)
+            whole = ln.learned(tile, kernel, noise_std=noise_std, kernel_std=config.kernel_std)
         else:
             weight = sp.weight_for_noise(noise_std, base=config.sparse_weight)
-            whole = _WHOLE_SUPPORT[method](tile, jnp.asarray(kernel), weight=weight)
-        (h, w), (rows, columns) = kernel.shape, tile.shape[:2]
+            whole = _WHOLE_SUPPORT[method](tile, kernel, weight=weight)
+        (h, w), (rows, columns) = kernel.shape[-2:], tile.shape[:2]
         return whole[h // 2 : h // 2 + rows, w // 2 : w // 2 + columns]
 
     # Beyond about two kernels' width a pixel has no say any more.
-    overlap = 2 * max(kernel.shape)
+    overlap = 2 * max(kernel.shape[-2:])
     spans = [_spans(length, config.tile_side, overlap) for length in blurry.shape[:2]]
     tiles = [(rows, columns) for rows in spans[0] for columns in spans[1]]
     total = np.zeros(blurry.shape, np.float32)
     weights = np.zeros(blurry.shape[:2] + (1,) * (blurry.ndim - 2), np.float32)
     for done, (rows, columns) in enumerate(tiles, start=1):
-        restored = np.asarray(one(jnp.asarray(blurry[rows, columns])))
+        restored = np.asarray(one(jnp.asarray(blurry[rows, columns]), _kernel_of_tile(kernel, blurry.shape, (rows, columns))))
         window = np.outer(_fade(rows, blurry.shape[0], overlap), _fade(columns, blurry.shape[1], overlap))
         window = window.reshape(window.shape + (1,) * (blurry.ndim - 2)).astype(np.float32)
         total[rows, columns] += window * restored
@@ -83,6 +89,15 @@ def overshoot(restored: np.ndarray) -> float:
       restored: of any shape, before it is clipped.
     """
     return float(np.mean((restored < -0.1) | (restored > 1.1)))
+
+
+def _kernel_of_tile(kernel: np.ndarray, shape: tuple[int, ...], tile: tuple[slice, slice]) -> jax.Array:
+    """The kernel, or the kernels of a tile's own parts, about as large as the image's."""
+    if kernel.ndim == 2 or all(span.stop - span.start == length for span, length in zip(tile, shape, strict=False)):
+        return jnp.asarray(kernel)
+    sides = [(span.stop - span.start) / length for span, length in zip(tile, shape, strict=False)]
+    grid = (math.ceil(sides[0] * kernel.shape[0]), math.ceil(sides[1] * kernel.shape[1]))
+    return filter_flow.kernels_within(jnp.asarray(kernel), (shape[0], shape[1]), tile, grid)
 
 
 def _spans(length: int, side: int, overlap: int) -> list[slice]:
