@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import jax
@@ -15,7 +14,7 @@ from jaxdeblur.classical import saturated as sat
 from jaxdeblur.classical import sparse as sp
 from jaxdeblur.config import NonblindConfig
 from jaxdeblur.errors import InputError
-from jaxdeblur.operators import filter_flow
+from jaxdeblur.operators.filter_flow import kernels_of_part
 
 # Those that restore the whole support behind an image, with the sparse prior's weight.
 _WHOLE_SUPPORT = {"sparse": sp.sparse, "saturated": sat.saturated}
@@ -72,7 +71,9 @@ def restore(
     total = np.zeros(blurry.shape, np.float32)
     weights = np.zeros(blurry.shape[:2] + (1,) * (blurry.ndim - 2), np.float32)
     for done, (rows, columns) in enumerate(tiles, start=1):
-        restored = np.asarray(one(jnp.asarray(blurry[rows, columns]), _kernel_of_tile(kernel, blurry.shape, (rows, columns))))
+        restored = np.asarray(
+            one(jnp.asarray(blurry[rows, columns]), jnp.asarray(kernels_of_part(kernel, blurry.shape, (rows, columns))))
+        )
         window = np.outer(_fade(rows, blurry.shape[0], overlap), _fade(columns, blurry.shape[1], overlap))
         window = window.reshape(window.shape + (1,) * (blurry.ndim - 2)).astype(np.float32)
         total[rows, columns] += window * restored
@@ -89,15 +90,6 @@ def overshoot(restored: np.ndarray) -> float:
       restored: of any shape, before it is clipped.
     """
     return float(np.mean((restored < -0.1) | (restored > 1.1)))
-
-
-def _kernel_of_tile(kernel: np.ndarray, shape: tuple[int, ...], tile: tuple[slice, slice]) -> jax.Array:
-    """The kernel, or the kernels of a tile's own parts, about as large as the image's."""
-    if kernel.ndim == 2 or all(span.stop - span.start == length for span, length in zip(tile, shape, strict=False)):
-        return jnp.asarray(kernel)
-    sides = [(span.stop - span.start) / length for span, length in zip(tile, shape, strict=False)]
-    grid = (math.ceil(sides[0] * kernel.shape[0]), math.ceil(sides[1] * kernel.shape[1]))
-    return filter_flow.kernels_within(jnp.asarray(kernel), (shape[0], shape[1]), tile, grid)
 
 
 def _spans(length: int, side: int, overlap: int) -> list[slice]:

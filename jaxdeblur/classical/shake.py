@@ -17,7 +17,10 @@ which the kernel hardly varies, each has its own sharp image and variances, and 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import chex
 import jax
@@ -27,9 +30,17 @@ import numpy as np
 from jaxdeblur.classical import variational as vb
 from jaxdeblur.classical.compiled import reproducible_jit
 from jaxdeblur.classical.initialiser import informative_crop
+from jaxdeblur.classical.kernel_l0 import drop_faint
+from jaxdeblur.config import InitialiserConfig, ShakeConfig
 from jaxdeblur.operators import blur, gradients
 from jaxdeblur.operators.filter_flow import patch_middles
-from jaxdeblur.operators.kernels import centring_shift, resize_kernel, sampling_matrix, shift_kernel
+from jaxdeblur.operators.kernels import centring_shift, pad_kernel, resize_kernel, sampling_matrix, shift_kernel
+
+# Room around the uniform kernel for shifts that it does not have, as a share of its side.
+_ROOM = 1.2
+# What the kernels still hold below this share of their peak is noise.
+_FAINT = 0.04
+_MOST_NODES = 20
 
 
 def pose_kernels(weights: jax.Array, moves: jax.Array) -> jax.Array:
@@ -164,149 +175,221 @@ class Poses:
     """A density of poses.
 
     Attributes:
-      weights: ``[T, h, w]``, non-negative, summing to one; the kernel's centre pixel is no shift.
+      weights: ``[T, h, h]``, non-negative, summing to one; the kernel's centre pixel is no shift.
       angles: ``[T]``, in radians, equally spaced.
     """
 
     weights: np.ndarray
     angles: np.ndarray
 
+    @classmethod
+    def of_kernel(cls, kernel: np.ndarray, angles: np.ndarray) -> Poses:
+        """``kernel [h, h]`` everywhere: all of the time at the angle nearest to none."""
+        weights = np.zeros((len(angles), *kernel.shape), np.float32)
+        weights[np.argmin(np.abs(angles))] = kernel
+        return cls(weights, angles)
+
+    @property
+    def roll_std(self) -> float:
+        """Standard deviation of the angle, in radians."""
+        shares = self.weights.sum((1, 2))
+        return float(np.sqrt(shares @ (self.angles - shares @ self.angles) ** 2))
+
     def centred(self) -> Poses:
         """The same, seen from its mean pose: every place's kernel then has its mass around its centre."""
-        mean = float(self.weights.sum((1, 2)) @ self.angles)
-        flat = jnp.asarray(self.weights.sum(0))
-        shift = centring_shift(flat)
+        shift = centring_shift(jnp.asarray(self.weights.sum(0)))
         moved = jax.vmap(shift_kernel, (0, None))(jnp.asarray(self.weights), shift)
-        return Poses(np.asarray(moved / moved.sum()), self.angles - mean)
-
-    def kernels(self, positions: np.ndarray) -> jax.Array:
-        """``[P, h, w]`` at places ``[P, 2]`` in pixels from the image's middle, each summing to one."""
-        return _normalised_kernels(jnp.asarray(self.weights), roll_moves(jnp.asarray(positions), jnp.asarray(self.angles)))
-
-    def field(self, shape: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
-        """``[*grid, h, w]``: the kernels in the middles of the equal parts of an image of ``shape``."""
-        middles = [patch_middles(n, count) - (n - 1) / 2 for n, count in zip(shape, grid, strict=True)]
-        positions = np.stack(np.meshgrid(*middles, indexing="ij"), axis=-1).reshape(-1, 2)
-        return np.asarray(self.kernels(positions)).reshape(*grid, *self.weights.shape[1:])
+        return Poses(np.asarray(moved / moved.sum()), self.angles - self.weights.sum((1, 2)) @ self.angles)
 
     def resampled(self, angles: np.ndarray, size: int, scale: float) -> Poses:
-        """The same at other angles, on another support, for an image larger by ``scale``."""
-        step = self.angles[1] - self.angles[0] if len(self.angles) > 1 else 1.0
-        shares = np.maximum(0.0, 1.0 - np.abs(angles[:, None] - self.angles[None, :]) / max(step, angles[1] - angles[0]))
-        shares = shares / np.maximum(shares.sum(0), 1e-6)
-        rows = np.asarray(sampling_matrix(size, self.weights.shape[1], scale=scale))
-        columns = np.asarray(sampling_matrix(size, self.weights.shape[2], scale=scale))
-        weights = np.einsum("ij,kjl,ml->kim", rows, np.einsum("ij,jkl->ikl", shares, self.weights), columns)
+        """The same at other angles on another support, for an image larger by ``scale``; linear interpolation."""
+        weights = self.weights
+        if len(self.angles) > 1:
+            step = max(self.angles[1] - self.angles[0], angles[1] - angles[0])
+            shares = np.maximum(0.0, 1.0 - np.abs(angles[:, None] - self.angles[None, :]) / step)
+            weights = np.einsum("ij,jkl->ikl", shares / np.maximum(shares.sum(0), 1e-6), weights)
+        axis = np.asarray(sampling_matrix(size, weights.shape[1], scale=scale))
+        weights = np.maximum(axis @ weights @ axis.T, 0.0)
         return Poses((weights / weights.sum()).astype(np.float32), angles)
+
+    def field(self, shape: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
+        """``[*grid, h, h]``: the kernels, each summing to one, in the middles of the equal parts of an image of ``shape``."""
+        middles = [patch_middles(n, count) - (n - 1) / 2 for n, count in zip(shape, grid, strict=True)]
+        positions = np.stack(np.meshgrid(*middles, indexing="ij"), axis=-1).reshape(-1, 2)
+        kernels = _clean_kernels(jnp.asarray(self.weights), roll_moves(jnp.asarray(positions), jnp.asarray(self.angles)))
+        return np.asarray(kernels).reshape(*grid, *self.weights.shape[1:])
 
 
 @jax.jit
-def _normalised_kernels(weights: jax.Array, moves: jax.Array) -> jax.Array:
-    kernels = jnp.maximum(pose_kernels(weights, moves), 0.0)
+def _clean_kernels(weights: jax.Array, moves: jax.Array) -> jax.Array:
+    kernels = jax.vmap(lambda kernel: drop_faint(kernel, _FAINT))(pose_kernels(weights, moves))
     return kernels / kernels.sum((1, 2), keepdims=True)
 
 
-def angles_within(shape: tuple[int, int], largest: float, step: float) -> np.ndarray:
+@dataclasses.dataclass(frozen=True, eq=False)
+class ShakeEstimate:
+    """How the kernel varies over an image.
+
+    Attributes:
+      kernels: ``[R, C, h, h]``, one for each of the equal parts of the image, each non-negative and summing to one.
+      gain: by how much the negative log evidence per pixel is lower than with one kernel, refined alike.
+      roll_std: standard deviation of the camera's roll over the exposure, in degrees.
+    """
+
+    kernels: np.ndarray
+    gain: float
+    roll_std: float
+
+
+def estimate_shake(
+    blurry: np.ndarray,
+    kernel: np.ndarray,
+    config: ShakeConfig,
+    initialiser: InitialiserConfig,
+    *,
+    noise_std: float,
+    softness_std: float,
+    progress: Callable[[int, int], None] | None = None,
+) -> ShakeEstimate:
+    """Estimates how the kernel of a grey image varies, starting from one for the whole of it.
+
+    The density of poses starts as that kernel without any roll, and is refined at a reduced size first. Beside it the kernel
+    alone is refined in the same way, on the same patches and on the same support: what is gained tells whether the camera
+    turned.
+
+    Args:
+      blurry: ``[H, W]`` in [0, 1].
+      kernel: ``[h, h]``, non-negative, summing to one.
+      config: see :class:`~jaxdeblur.config.ShakeConfig`.
+      initialiser: of the variational model, see :class:`~jaxdeblur.config.InitialiserConfig`.
+      noise_std: of the image, in [0, 1] units.
+      softness_std: of the sharp image, in pixels.
+      progress: called with (refinements done, refinements in all).
+
+    Returns:
+      The estimate.
+    """
+    reduced = min(1.0, config.largest_side / max(blurry.shape))
+    varying: Poses | None = None
+    uniform: Poses | None = None
+    gain = 0.0
+    last = 1.0
+    for number, (share, iterations) in enumerate(zip(config.scales, config.iterations, strict=True)):
+        scale = share * reduced
+        shape = (round(blurry.shape[0] * scale), round(blurry.shape[1] * scale))
+        image = _resized(blurry, shape)
+        angles = _angles(shape, math.radians(config.largest_angle), config.angle_step)
+        inner = _odd(math.ceil(kernel.shape[0] * scale * _ROOM))
+        size = inner + 2 * math.ceil(math.radians(config.largest_angle) * math.hypot(*shape) / 2)
+        patches, positions = _cut_patches(image, max(round(config.patch_side * share), 3 * inner), config.num_patches)
+        noise = vb.noise_variance(noise_std, smallest=initialiser.noise_variance)
+
+        def refine(
+            poses: Poses,
+            *,
+            inner: int = inner,
+            size: int = size,
+            patches: np.ndarray = patches,
+            positions: np.ndarray = positions,
+            iterations: int = iterations,
+            noise: float = noise,
+            scale: float = scale,
+        ) -> tuple[Poses, float]:
+            support = pad_kernel(jnp.ones((inner, inner)), (size, size))
+            weights, evidences = refine_poses(
+                jnp.asarray(patches),
+                jnp.asarray(poses.weights),
+                roll_moves(jnp.asarray(positions), jnp.asarray(poses.angles, jnp.float32)),
+                support=jnp.broadcast_to(support, poses.weights.shape),
+                iterations=iterations,
+                noise_variance=noise,
+                first_noise_variance=initialiser.first_noise_variance / initialiser.noise_variance * noise,
+                image_softness_std=vb.softness_at(scale, softness_std),
+            )
+            return Poses(np.asarray(weights), poses.angles), float(evidences.mean())
+
+        if varying is None or uniform is None:
+            start = np.asarray(resize_kernel(jnp.asarray(kernel), (size, size), scale=scale))
+            varying, uniform = Poses.of_kernel(start, angles), Poses.of_kernel(start, np.zeros(1))
+        else:
+            varying = varying.resampled(angles, size, scale / last)
+            uniform = uniform.resampled(np.zeros(1), size, scale / last)
+        (varying, of_varying), (uniform, of_uniform) = _both(refine, varying, uniform)
+        gain, last = of_uniform - of_varying, scale
+        if progress is not None:
+            progress(number + 1, len(config.scales))
+    assert varying is not None
+    if last < 1.0:
+        size = _odd(math.ceil(varying.weights.shape[1] / last))
+        varying = varying.resampled(
+            _angles(blurry.shape, math.radians(config.largest_angle), config.angle_step), size, 1 / last
+        )
+    spacing = max(config.node_spacing, max(blurry.shape) / _MOST_NODES)
+    grid = tuple(max(1, round(n / spacing)) for n in blurry.shape)
+    kernels = varying.centred().field((blurry.shape[0], blurry.shape[1]), (grid[0], grid[1]))
+    return ShakeEstimate(_tight(kernels), gain, math.degrees(varying.roll_std))
+
+
+def _both(
+    refine: Callable[[Poses], tuple[Poses, float]], varying: Poses, uniform: Poses
+) -> tuple[tuple[Poses, float], tuple[Poses, float]]:
+    """``refine`` of both; on CPUs, where such a program keeps one core busy, at the same time."""
+    if jax.default_backend() != "cpu":
+        return refine(varying), refine(uniform)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(refine, (varying, uniform))
+    return first, second
+
+
+def _angles(shape: tuple[int, ...], largest: float, step: float) -> np.ndarray:
     """``[T]``: angles, in radians, up to ``largest`` either way, whose steps move a corner of an image by ``step`` pixels."""
-    reach = math.hypot(*shape) / 2
+    reach = math.hypot(*shape[:2]) / 2
     count = max(1, math.ceil(largest * reach / step))
     return np.arange(-count, count + 1) * (step / reach)
 
 
-def cut_patches(image: np.ndarray, side: int, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Patches that cover an image, or as much of it as ``most`` of them can: the most informative ones of equal parts.
+def _resized(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    if image.shape == shape:
+        return image
+    return np.asarray(jax.image.resize(jnp.asarray(image), shape, "linear", antialias=True))
+
+
+def _cut_patches(image: np.ndarray, side: int, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Patches that cover an image or, where more than ``most`` were needed, the most informative ones of equal parts.
+
+    Args:
+      image: ``[H, W]``.
+      side: of the patches in pixels; the image's own where that is less.
+      most: patches.
 
     Returns:
-      ``[P, side, side]``, and where their middles are: ``[P, 2]`` in pixels from the image's.
+      ``[P, side, side]``, and where their middles are: ``[P, 2]`` float32, in pixels from the image's middle.
     """
     side = min(side, *image.shape)
     counts = [max(1, math.ceil(n / side - 0.25)) for n in image.shape]
     while math.prod(counts) > most:
         counts[int(np.argmax(counts))] -= 1
     patches, positions = [], []
-    for i in range(counts[0]):
-        for j in range(counts[1]):
-            corner = []
-            for n, count, index in zip(image.shape, counts, (i, j), strict=True):
-                part = n / count
-                start = round(index * part) if part >= side else round(index * (n - side) / max(count - 1, 1))
-                corner.append((start, start + max(round(part), side)))
-            (top, bottom), (left, right) = [
-                (min(a, n - (b - a)), min(b, n)) for (a, b), n in zip(corner, image.shape, strict=True)
-            ]
-            rows, columns = informative_crop(image[top:bottom, left:right], side)
-            rows, columns = slice(top + rows.start, top + rows.stop), slice(left + columns.start, left + columns.stop)
-            patches.append(image[rows, columns])
-            positions.append([(s.start + s.stop - n) / 2 for s, n in zip((rows, columns), image.shape, strict=True)])
-    return np.stack(patches), np.asarray(positions)
+    for index in itertools.product(*(range(count) for count in counts)):
+        parts = []
+        for n, count, number in zip(image.shape, counts, index, strict=True):
+            length = max(math.ceil(n / count), side)
+            start = round(number * (n - length) / max(count - 1, 1))
+            parts.append(slice(start, start + length))
+        within = informative_crop(image[parts[0], parts[1]], side)
+        rows, columns = (slice(part.start + own.start, part.start + own.stop) for part, own in zip(parts, within, strict=True))
+        patches.append(image[rows, columns])
+        positions.append([(s.start + s.stop - n) / 2 for s, n in zip((rows, columns), image.shape, strict=True)])
+    return np.stack(patches), np.asarray(positions, np.float32)
 
 
-def estimate_poses(
-    blurry: np.ndarray,
-    kernel: np.ndarray,
-    *,
-    noise_std: float,
-    largest_angle: float = 0.02,
-    softness_std: float = 0.7,
-    noise_variance: float = 2e-6,
-    first_noise_variance: float = 6e-6,
-    scales: tuple[float, ...] = (0.5, 1.0),
-    iterations: tuple[int, ...] = (60, 30),
-    side: int = 128,
-    most: int = 24,
-    spread: float = 0.0,
-    angle_step: float = 1.0,
-    verbose: bool = False,
-) -> tuple[Poses, np.ndarray]:
-    poses = None
-    last = None
-    for scale, steps in zip(scales, iterations, strict=True):
-        shape = (round(blurry.shape[0] * scale), round(blurry.shape[1] * scale))
-        image = np.asarray(blurry if scale == 1.0 else jax.image.resize(jnp.asarray(blurry), shape, "linear", antialias=True))
-        angles = angles_within(shape, largest_angle, angle_step) if largest_angle > 0 else np.zeros(1)
-        reach = math.ceil(largest_angle * math.hypot(*shape) / 2)
-        own = kernel.shape[0] * scale
-        size = _odd(math.ceil(own * 1.2) + 2 * reach)
-        if poses is None:
-            start = Poses(kernel[None], np.zeros(1))
-            poses = (
-                start.resampled(angles, size, scale)
-                if len(angles) > 1
-                else Poses(np.asarray(resize_kernel(jnp.asarray(kernel), (size, size), scale=scale))[None], angles)
-            )
-            if len(angles) > 1:
-                shares = np.exp(-0.5 * (angles / max(spread * (angles[1] - angles[0]), 1e-9)) ** 2)
-                flat = poses.weights.sum(0)
-                poses = Poses((flat[None] * (shares / shares.sum())[:, None, None]).astype(np.float32), angles)
-        else:
-            poses = (
-                poses.resampled(angles, size, scale / last)
-                if len(angles) > 1
-                else Poses(
-                    np.asarray(resize_kernel(jnp.asarray(poses.weights[0]), (size, size), scale=scale / last))[None], angles
-                )
-            )
-        last = scale
-        patches, positions = cut_patches(image, max(round(side * scale), 64), most)
-        support = np.zeros((size, size), np.float32)
-        inner = (size - _odd(math.ceil(own * 1.2))) // 2
-        support[inner : size - inner, inner : size - inner] = 1.0
-        moves = roll_moves(jnp.asarray(positions, jnp.float32), jnp.asarray(angles, jnp.float32))
-        noise = vb.noise_variance(noise_std, smallest=noise_variance)
-        weights, evidence = refine_poses(
-            jnp.asarray(patches),
-            jnp.asarray(poses.weights),
-            moves,
-            support=jnp.broadcast_to(jnp.asarray(support), poses.weights.shape),
-            iterations=steps,
-            noise_variance=noise,
-            first_noise_variance=first_noise_variance / noise_variance * noise,
-            image_softness_std=vb.softness_at(scale, softness_std),
-        )
-        poses = Poses(np.asarray(weights), angles)
-        if verbose:
-            print(scale, patches.shape, weights.shape, float(evidence.mean()), np.round(np.asarray(weights.sum((1, 2))), 3))
-    return poses, np.asarray(evidence)
+def _tight(kernels: np.ndarray) -> np.ndarray:
+    """The kernels on the smallest odd support about their centre that holds all of them."""
+    middle = kernels.shape[-1] // 2
+    taken = np.argwhere(kernels.max((0, 1)) > 0.0)
+    reach = min(middle, max(1, int(np.abs(taken - middle).max())))
+    kept = slice(middle - reach, middle + reach + 1)
+    return np.ascontiguousarray(kernels[..., kept, kept])
 
 
 def _odd(size: int) -> int:

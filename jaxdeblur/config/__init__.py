@@ -28,13 +28,16 @@ from jaxdeblur.config.networks import (
     UNetConfig,
 )
 from jaxdeblur.config.run import COMPRESSED_NOISE_STD, FINALS, SMALLEST_SIDE, Config, Final
+from jaxdeblur.config.shake import BLURS, Blur, ShakeConfig
 
 __all__ = [
+    "BLURS",
     "COMPRESSED_NOISE_STD",
     "FINALS",
     "LOSS_TERMS",
     "SMALLEST_SIDE",
     "TEACHER_TERMS",
+    "Blur",
     "Config",
     "Final",
     "FitConfig",
@@ -47,6 +50,7 @@ __all__ = [
     "LossTerm",
     "NonblindConfig",
     "Schedule",
+    "ShakeConfig",
     "SkipNetConfig",
     "StoppingConfig",
     "TeacherConfig",

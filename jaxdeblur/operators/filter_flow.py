@@ -15,6 +15,8 @@ Schölkopf: "Fast removal of non-uniform camera shake", ICCV 2011, https://doi.o
 
 from __future__ import annotations
 
+import math
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -61,6 +63,15 @@ def kernels_within(kernels: jax.Array, shape: tuple[int, int], window: tuple[sli
         start, stop, _ = span.indices(length)
         weights.append(interpolation_weights(start + patch_middles(stop - start, own), length, count))
     return jnp.einsum("ri,cj,rchw->ijhw", jnp.asarray(weights[0]), jnp.asarray(weights[1]), kernels).astype(kernels.dtype)
+
+
+def kernels_of_part(kernel: np.ndarray, shape: tuple[int, ...], part: tuple[slice, slice]) -> np.ndarray:
+    """The kernel of a part of an image: ``[h, w]`` itself, or of ``[R, C, h, w]`` those of the part, about as many."""
+    sides = [len(range(*span.indices(length))) / length for span, length in zip(part, shape, strict=False)]
+    if kernel.ndim == 2 or sides == [1.0, 1.0]:
+        return kernel
+    grid = (math.ceil(sides[0] * kernel.shape[0]), math.ceil(sides[1] * kernel.shape[1]))
+    return np.asarray(kernels_within(jnp.asarray(kernel), (shape[0], shape[1]), part, grid))
 
 
 def filter_flow(kernels: jax.Array, image_shape: tuple[int, int]) -> tuple[blur.Operator, blur.Operator]:

@@ -10,8 +10,12 @@ from contextlib import contextmanager
 import jax
 import numpy as np
 
+from jaxdeblur.classical.shake import ShakeEstimate
 from jaxdeblur.config import Config, InitialiserConfig
 from jaxdeblur.optimise.loop import FitResult, Snapshot
+
+# The name of the candidate whose kernel varies over the image.
+VARYING = "varying"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,13 +70,14 @@ class Case:
       photo: as given.
       scene: what is seen.
       clock: its seconds.
-      kernels: the candidates so far, by name.
+      kernels: the candidates so far, by name: ``[h, w]``, or ``[rows, columns, h, w]`` where the blur varies.
       kernel_size: side of the support; None as long as nothing has said so.
       softness_stds: of the sharp image, in pixels, with which a candidate was estimated, by its name.
       surrogate: what the pre-trained network makes of the image, shaped as it, if that does not depend on the fit.
       teacher_kernel: that it made it with, if any.
       fitted: what its fit found.
       warnings: so far.
+      shake: what was found of a camera that turns, if that was asked.
     """
 
     photo: Photo
@@ -85,6 +90,7 @@ class Case:
     fitted: FitResult | None = None
     warnings: list[str] = dataclasses.field(default_factory=list)
     softness_stds: dict[str, float] = dataclasses.field(default_factory=dict)
+    shake: ShakeEstimate | None = None
 
     @property
     def window(self) -> tuple[slice, slice]:
@@ -95,8 +101,10 @@ class Case:
 
     @property
     def known_kernel(self) -> np.ndarray | None:
-        """The kernel of a fit that seeks the image alone."""
+        """The kernel of a fit that seeks the image alone; one that varies is not refined further."""
         fit = self.scene.config.fit
+        if VARYING in self.kernels:
+            return self.kernels[VARYING]
         if fit is not None and fit.kernel_generator is None and "given" not in self.kernels:
             return next(iter(self.kernels.values()))
         return self.kernels.get("given")
@@ -105,7 +113,7 @@ class Case:
     def kernel_shape(self) -> tuple[int, int]:
         """``(h, w)`` of the fit's kernel."""
         if self.known_kernel is not None:
-            return (self.known_kernel.shape[0], self.known_kernel.shape[1])
+            return (self.known_kernel.shape[-2], self.known_kernel.shape[-1])
         assert self.kernel_size is not None
         return (self.kernel_size, self.kernel_size)
 

@@ -15,6 +15,7 @@ from jaxdeblur.classical.initialiser import estimate_kernel, informative_crop
 from jaxdeblur.classical.judge import judge
 from jaxdeblur.classical.noise import noise_std as estimate_noise_std
 from jaxdeblur.classical.saturated import highlights_are_unexplained
+from jaxdeblur.classical.shake import estimate_shake
 from jaxdeblur.config import Config, FitConfig, InitialiserConfig, KernelLogitsConfig
 from jaxdeblur.errors import InputError
 from jaxdeblur.imaging.colour import grey, with_luma
@@ -22,11 +23,12 @@ from jaxdeblur.imaging.input_checks import check_image, check_kernel, check_kern
 from jaxdeblur.networks.teachers.teacher import Teacher
 from jaxdeblur.networks.teachers.teacher import restoration as teacher_restoration
 from jaxdeblur.networks.teachers.weights import load_teacher
+from jaxdeblur.operators.filter_flow import kernels_of_part
 from jaxdeblur.operators.kernels import centre_kernel
 from jaxdeblur.optimise.loop import Problem, Progress, Snapshot, fit_batch
 from jaxdeblur.optimise.restarts import restart_warnings
-from jaxdeblur.pipeline.case import Case, Clock, Photo, Scene, in_groups
-from jaxdeblur.pipeline.result import Candidate, Result, with_account
+from jaxdeblur.pipeline.case import VARYING, Case, Clock, Photo, Scene, in_groups
+from jaxdeblur.pipeline.result import Candidate, Result, Shake, with_account
 from jaxdeblur.presets import PRESETS
 
 # A share of values far outside [0, 1] that no sound restoration should have; not calibrated yet.
@@ -58,7 +60,8 @@ def deblur(
       image: ``[H, W]`` or ``[H, W, 3]`` in [0, 1], 32 pixels or more a side.
       config: what to do; a preset or one's own.
       key: typed random key (``jax.random.key(seed)``); the same one on the same machine gives the same bytes.
-      kernel: a known blur kernel ``[h, w]`` of a true convolution, odd sides, non-negative: only the image is sought.
+      kernel: a known blur kernel ``[h, w]`` of a true convolution, odd sides, non-negative: only the image is sought. One that
+        varies over the image: ``[rows, columns, h, w]``, for its equal parts.
       progress: called now and then with (phase, steps done, steps in all, metrics).
       snapshot: called now and then during a deep prior's fit with (steps done, image, kernel) of its first restart.
       checkpoint: file that keeps the state of a deep prior's fit; if there is one of this very run, it goes on from there.
@@ -148,6 +151,8 @@ def _initialise(case: Case, teacher: Teacher | None, progress: Progress | None) 
         if config.initialiser is not None:
             case.kernels |= estimate.kernels
             case.softness_stds = estimate.softness_stds
+            if config.blur != "uniform":
+                _see_shake(case, progress)
 
     if config.teacher is not None and teacher is not None:
         with case.clock("teacher"):
@@ -155,6 +160,24 @@ def _initialise(case: Case, teacher: Teacher | None, progress: Progress | None) 
                 case.teacher_kernel = next(iter(case.kernels.values()))
             if case.teacher_kernel is not None or not teacher.needs_kernel:
                 case.surrogate = teacher_restoration(teacher, scene.blurry, case.teacher_kernel)
+
+
+def _see_shake(case: Case, progress: Progress | None) -> None:
+    """Looks whether, or just how, the kernel varies over the image."""
+    scene, config = case.scene, case.scene.config
+    name = next(iter(case.kernels))
+    with case.clock("shake"):
+        case.shake = estimate_shake(
+            scene.grey,
+            case.kernels[name],
+            config.shake,
+            scene.initialiser,
+            noise_std=scene.noise_std,
+            softness_std=case.softness_stds[name],
+            progress=_phase("varying kernels", progress),
+        )
+    if config.blur == "varying" or case.shake.gain > config.shake.smallest_gain:
+        case.kernels[VARYING] = case.shake.kernels
 
 
 def _optimise(
@@ -165,6 +188,8 @@ def _optimise(
 
     def problem(case: Case) -> Problem:
         known = case.known_kernel
+        if known is not None:
+            known = kernels_of_part(known, case.scene.grey.shape, case.window)
         starts_from_kernel = known is None and isinstance(fit.kernel_generator, KernelLogitsConfig)
         return Problem(
             blurry=case.scene.grey[case.window],
@@ -193,7 +218,7 @@ def _optimise(
         case.clock.seconds["fit"] = share
         case.fitted = fitted
         case.warnings += restart_warnings(fitted.statuses)
-        if "given" not in case.kernels and fit.kernel_generator is not None:
+        if case.known_kernel is None:
             case.kernels["deep prior"] = np.asarray(centre_kernel(jnp.asarray(fitted.kernel), subpixel=False))
 
 
@@ -205,13 +230,15 @@ def _finish(case: Case, progress: Progress | None) -> Result:
         case.warnings.append("this network finds no kernel; the one that is written is that of no blur")
 
     with case.clock("judge"):
-        scores = judge(
-            scene.grey[scene.window],
-            kernels,
-            scene.initialiser,
-            noise_std=scene.noise_std,
-            softness_stds=case.softness_stds,
-        )
+        scores = dict.fromkeys(kernels, float("nan"))
+        if uniform := {name: kernel for name, kernel in kernels.items() if kernel.ndim == 2}:
+            scores |= judge(
+                scene.grey[scene.window],
+                uniform,
+                scene.initialiser,
+                noise_std=scene.noise_std,
+                softness_stds=case.softness_stds,
+            )
     with case.clock("finish"):
         if config.final == "generator" and case.fitted is not None:
             name, chosen = next(reversed(kernels)), "generator"
@@ -229,8 +256,9 @@ def _finish(case: Case, progress: Progress | None) -> Result:
         history={},
         seconds=case.clock.seconds,
         noise_std=scene.noise_std,
-        kernel_size=kernels[name].shape[0],
+        kernel_size=kernels[name].shape[-2],
         warnings=tuple(case.warnings),
+        shake=None if case.shake is None else Shake(case.shake.gain, case.shake.roll_std, name == VARYING),
     )
     return result if case.fitted is None else with_account(result, case.fitted)
 
@@ -238,10 +266,11 @@ def _finish(case: Case, progress: Progress | None) -> Result:
 def _deconvolve(case: Case, scores: Mapping[str, float], progress: Progress | None) -> tuple[str, str, np.ndarray]:
     """A kernel's name, how the final image was made, and that image: by the best kernel that gives a plausible one.
 
-    If none does, the image stays as it was; a kernel from outside is taken at its word.
+    One that varies goes first: it is there only if it was asked for or explains the image better. If none does, the image stays
+    as it was; a kernel from outside is taken at its word.
     """
     scene, kernels = case.scene, case.kernels
-    order = sorted(kernels, key=lambda name: scores[name])
+    order = sorted(kernels, key=lambda name: (name != VARYING, scores[name]))
     for name in order:
         restored, method = _restore(scene, kernels[name], progress)
         plausible = finish.overshoot(restored) <= _LARGEST_OVERSHOOT
