@@ -1,17 +1,20 @@
 """Estimating the blur of a camera that turns about its optical axis while it is shaken.
 
-At the angle θ and the shift s, a pixel at p from the image's middle c moves by ``s + θ J (p − c)``, with J the turn by a right
-angle. An exposure spends a share W(θ, s) of its time in each pose, so that the kernels of all places follow from one density:
+At the angle θ and the shift s, a pixel at p from the image's middle moves by ``s + θ J p``, with J the turn by a right angle.
+Along the path of an exposure the angle is taken to be a smooth function of the shift, a polynomial without a constant. Light
+that the kernel w of the image's middle throws to s then goes to ``s + θ(s) J p`` at p:
 
-    ``k_p(u) = Σ_θ W(θ, u − θ J (p − c))``
+    ``k_p(u) = Σ_s w(s) δ(u − s − θ(s) J p)``
 
-They are consistent by construction, and places without edges get theirs from those with edges. Where the density is all at
-θ = 0, the blur is uniform. Whyte, Sivic, Zisserman, Ponce: "Non-uniform deblurring for shaken images", IJCV 2012,
-https://doi.org/10.1007/s11263-011-0502-7 (poses with weights); Gupta, Joshi, Zitnick, Cohen, Curless: "Single image deblurring
-using motion density functions", ECCV 2010, https://doi.org/10.1007/978-3-642-15549-9_13 (two shifts and the roll are enough).
+The kernels of all places are consistent by construction, places without edges get theirs from those with edges, and a few
+numbers tell how they differ. Without a roll the blur is uniform. Whyte, Sivic, Zisserman, Ponce: "Non-uniform deblurring for
+shaken images", IJCV 2012, https://doi.org/10.1007/s11263-011-0502-7, and Gupta, Joshi, Zitnick, Cohen, Curless: "Single image
+deblurring using motion density functions", ECCV 2010, https://doi.org/10.1007/978-3-642-15549-9_13, seek a density over all
+shifts and angles. Tried, that stayed where it started: the image's posterior explains any kernel too well.
 
-W is found by marginal likelihood, as in :mod:`jaxdeblur.classical.variational`: the image is cut into small patches within
-which the kernel hardly varies, each has its own sharp image and variances, and F is summed over them.
+Both are found by marginal likelihood, see :mod:`jaxdeblur.classical.variational`: the image is cut into patches within which
+the kernel hardly varies, each has its own sharp image and variances, and F is summed over them. The polynomial descends the
+minimum of F over images itself, because alternation would hardly move it; w follows by alternation.
 """
 
 from __future__ import annotations
@@ -19,92 +22,108 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.optimize
 
 from jaxdeblur.classical import variational as vb
 from jaxdeblur.classical.compiled import reproducible_jit
 from jaxdeblur.classical.initialiser import informative_crop
-from jaxdeblur.classical.kernel_l0 import drop_faint
+from jaxdeblur.classical.kernel_l0 import drop_faint, drop_islands
 from jaxdeblur.config import InitialiserConfig, ShakeConfig
 from jaxdeblur.operators import blur, gradients
 from jaxdeblur.operators.filter_flow import patch_middles
-from jaxdeblur.operators.kernels import centring_shift, pad_kernel, resize_kernel, sampling_matrix, shift_kernel
+from jaxdeblur.operators.kernels import centring_shift, normalise_kernel, pad_kernel, resize_kernel
 
 # Room around the uniform kernel for shifts that it does not have, as a share of its side.
 _ROOM = 1.2
-# What the kernels still hold below this share of their peak is noise.
-_FAINT = 0.04
+# What the kernels hold below this share of their peak, and islands below that mass, is noise.
+_FAINT, _ISLAND = 0.04, 0.05
+# Beside the support, as a share of it: kernels off the middle are as much wider.
+_TURN_ROOM = 0.2
 _MOST_NODES = 20
+# Image steps after which F is taken.
+_SETTLING = 10
 
 
-def pose_kernels(weights: jax.Array, moves: jax.Array) -> jax.Array:
-    """The kernels ``k_p(u) = Σ_θ W(θ, u − m_pθ)`` that a density of poses makes; linear interpolation, mass beyond is lost.
+def turned_kernels(kernel: jax.Array, angles: jax.Array, positions: jax.Array) -> jax.Array:
+    """``k_p(u) = Σ_s w(s) δ(u − s − θ(s) J p)``, by linear interpolation; mass that leaves the support is lost.
 
     Args:
-      weights: W, ``[T, h, w]``.
-      moves: ``m_pθ = θ J (p − c)``, ``[P, T, 2]``, rows and columns in pixels.
+      kernel: w, ``[h, w]``.
+      angles: θ, ``[h, w]``, in radians.
+      positions: p, ``[P, 2]``, rows and columns in pixels from the image's middle.
 
     Returns:
       ``[P, h, w]``.
     """
-    return _kernels(weights, *_interpolations(moves, (weights.shape[1], weights.shape[2])))
+    chex.assert_equal_shape([kernel, angles])
+    return _kernels(kernel, *_interpolations(angles, positions))
 
 
-def roll_moves(positions: jax.Array, angles: jax.Array) -> jax.Array:
-    """``θ J (p − c)``, the moves of light at some places by some angles.
+def _interpolations(angles: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """``[P, h, h w]`` and ``[P, w, h w]``: which share of the mass at each shift goes to each row and to each column."""
+    height, width = angles.shape
+    rows, columns = (grid.ravel() for grid in jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij"))
+    flat = angles.ravel()
+    down, across = rows - flat * positions[:, 1:], columns + flat * positions[:, :1]
 
-    Args:
-      positions: ``p − c``, ``[P, 2]``, rows and columns in pixels.
-      angles: θ, ``[T]``, in radians.
+    def triangle(targets: jax.Array, places: jax.Array) -> jax.Array:
+        return jnp.maximum(0.0, 1.0 - jnp.abs(targets[None, :, None] - places[:, None, :]))
 
-    Returns:
-      ``[P, T, 2]``.
-    """
-    chex.assert_shape(positions, (None, 2))
-    turned = jnp.stack([-positions[:, 1], positions[:, 0]], axis=-1)
-    return angles[None, :, None] * turned[:, None, :]
+    return triangle(jnp.arange(height), down), triangle(jnp.arange(width), across)
+
+
+def _kernels(kernel: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+    return (rows * kernel.ravel()) @ columns.transpose(0, 2, 1)
+
+
+def _kernels_adjoint(kernels: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """The adjoint of :func:`_kernels`: ``[P, h, w]`` to ``[h, w]``."""
+    return (rows * (kernels @ columns)).sum((0, 1)).reshape(rows.shape[1], columns.shape[1])
 
 
 @reproducible_jit
-def refine_poses(
+def refine_turning(
     patches: jax.Array,
-    weights: jax.Array,
-    moves: jax.Array,
+    kernel: jax.Array,
+    angles: jax.Array,
+    positions: jax.Array,
     *,
     support: jax.Array,
     iterations: jax.Array | int,
     noise_variance: jax.Array | float,
     first_noise_variance: jax.Array | float,
     image_softness_std: jax.Array | float,
-) -> tuple[jax.Array, jax.Array]:
-    """Improves a density of poses by alternating the minimisation of ``Σ_p F(k_p)`` over images, their variances and W.
+) -> jax.Array:
+    """Improves w by alternating the minimisation of ``Σ_p F(k_p)`` over images, their variances and w, with θ kept.
 
     The image step is that of :func:`jaxdeblur.classical.variational.refine_kernel` for every patch; the kernel step solves
-    ``min_{W≥0} Σ_p [‖X_p k_p − y_p‖² + Σ_i C_pi ‖k_p * g‖²]`` with ``k_p`` of :func:`pose_kernels`, likewise.
+    ``min_{w≥0} Σ_p [‖X_p k_p − y_p‖² + Σ_i C_pi ‖k_p * g‖²]`` with ``k_p`` of :func:`turned_kernels`, likewise.
 
     Args:
       patches: ``[P, H, W]`` in [0, 1], parts of the blurry image.
-      weights: ``[T, h, w]``, where to start; non-negative, summing to one.
-      moves: ``[P, T, 2]``, see :func:`roll_moves`.
-      support: ``[T, h, w]``, one where W may have mass and zero elsewhere.
+      kernel: w, ``[h, w]``, where to start; non-negative, summing to one.
+      angles: θ, ``[h, w]``, in radians.
+      positions: ``[P, 2]``, of the patches' middles in pixels from the image's.
+      support: ``[h, w]``, one where w may have mass and zero elsewhere.
       iterations: alternations.
       noise_variance: last ν, in squared [0, 1] units of the gradients.
       first_noise_variance: first ν.
       image_softness_std: of g, in pixels.
 
     Returns:
-      ``[T, h, w]``, non-negative, summing to one, and F per pixel of every patch, ``[P]``.
+      ``[h, w]``, non-negative, summing to one.
     """
-    chex.assert_rank([patches, weights, moves], 3)
-    chex.assert_equal_shape([weights, support])
+    chex.assert_rank([patches, kernel, positions], [3, 2, 2])
+    chex.assert_equal_shape([kernel, angles, support])
     soft = vb.softness_kernel(image_softness_std)
-    size = (weights.shape[1], weights.shape[2])
+    size = (kernel.shape[0], kernel.shape[1])
     rows, columns = patches.shape[1] - 1, patches.shape[2] - 1
     observed = jax.vmap(gradients.gradient)(patches)
     radius = soft.shape[0] // 2
@@ -112,10 +131,10 @@ def refine_poses(
     soften, _ = blur.valid_blur(soft, shape)
     shown = jnp.zeros((rows + size[0] - 1, columns + size[1] - 1)).at[size[0] - 1 : rows, size[1] - 1 : columns].set(1.0)
     softness = vb.in_the_middle(vb.convolve(soft, soft, mode="full"), (2 * size[0] - 1, 2 * size[1] - 1))
-    interpolations = _interpolations(moves, size)
+    interpolations = _interpolations(angles, positions)
 
-    def whole_kernels(weights: jax.Array) -> jax.Array:
-        return jax.vmap(lambda kernel: vb.convolve(kernel, soft, mode="full"))(_kernels(weights, *interpolations))
+    def whole_kernels(kernel: jax.Array) -> jax.Array:
+        return jax.vmap(lambda own: vb.convolve(own, soft, mode="full"))(_kernels(kernel, *interpolations))
 
     def of_a_patch(
         observed: jax.Array, kernel: jax.Array, whole: jax.Array, sharp: jax.Array, variance: jax.Array, noise: jax.Array
@@ -130,99 +149,144 @@ def refine_poses(
         return sharp, sharp**2 + uncertainty, target, lags
 
     def alternate(_: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        sharp, variance, weights, steepest, noise = state
-        kernels = _kernels(weights, *interpolations)
+        sharp, variance, kernel, steepest, noise = state
+        kernels = _kernels(kernel, *interpolations)
         sharp, variance, targets, lags = jax.vmap(of_a_patch, (0, 0, 0, 0, 0, None))(
-            observed, kernels, whole_kernels(weights), sharp, variance, noise
+            observed, kernels, whole_kernels(kernel), sharp, variance, noise
         )
 
         def normal(candidate: jax.Array) -> jax.Array:
-            blurred = jax.vmap(lambda lags, kernel: blur.stationary_blur(lags)(kernel))(
-                lags, _kernels(candidate, *interpolations)
-            )
+            blurred = jax.vmap(lambda lags, own: blur.stationary_blur(lags)(own))(lags, _kernels(candidate, *interpolations))
             return _kernels_adjoint(blurred, *interpolations)
 
         target = _kernels_adjoint(targets, *interpolations)
-        weights, steepest = vb.nonnegative_minimum(normal, target, weights, steepest, support)
+        kernel, steepest = vb.nonnegative_minimum(normal, target, kernel, steepest, support)
         noise = jnp.maximum(vb.NOISE_DECAY * noise, noise_variance)
-        return sharp, variance, weights / weights.sum(), steepest, noise
+        return sharp, variance, normalise_kernel(kernel), steepest, noise
 
+    kernel = normalise_kernel(kernel * support)
     noise = jnp.asarray(first_noise_variance, patches.dtype)
-    sharp, variance = jax.vmap(vb.settle, (0, 0, None, None))(observed, whole_kernels(weights), noise, vb.SETTLING_ITERATIONS)
-    state = (sharp, variance, weights, jnp.ones_like(weights), noise)
-    sharp, variance, weights, _, noise = jax.lax.fori_loop(0, iterations, alternate, state)
-    evidences = jax.vmap(vb.free_energy, (0, 0, 0, 0, None))(observed, whole_kernels(weights), sharp, variance, noise)
-    return weights, evidences
+    sharp, variance = jax.vmap(vb.settle, (0, 0, None, None))(observed, whole_kernels(kernel), noise, vb.SETTLING_ITERATIONS)
+    state = (sharp, variance, kernel, jnp.ones_like(kernel), noise)
+    return jax.lax.fori_loop(0, iterations, alternate, state)[2]
 
 
-def _interpolations(moves: jax.Array, size: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
-    """``[P, T, h, h]`` and ``[P, T, w, w]``: the shifts along rows and along columns as matrices."""
-    both = jax.vmap(jax.vmap(lambda move: tuple(sampling_matrix(n, n, shift=m) for n, m in zip(size, move, strict=True))))
-    rows, columns = both(moves)
-    return rows, columns
+@reproducible_jit
+def evidence_and_slope(
+    patches: jax.Array,
+    kernel: jax.Array,
+    coefficients: jax.Array,
+    basis: jax.Array,
+    positions: jax.Array,
+    *,
+    noise_variance: jax.Array | float,
+    image_softness_std: jax.Array | float,
+) -> tuple[jax.Array, jax.Array]:
+    """F per pixel, the mean over patches of its minimum over images and variances, and its slope in the coefficients of θ.
 
+    At that minimum the slope is the partial one, with images and variances as they are.
 
-def _kernels(weights: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    return jnp.einsum("ptik,ptjk->pij", rows @ weights, columns)
+    Args:
+      patches: ``[P, H, W]`` in [0, 1].
+      kernel: w, ``[h, w]``, non-negative, summing to one.
+      coefficients: ``[n]`` of ``θ(s) = Σ_j c_j φ_j(s)``.
+      basis: φ, ``[n, h, w]``.
+      positions: ``[P, 2]``.
+      noise_variance: ν.
+      image_softness_std: of g, in pixels.
 
+    Returns:
+      A scalar, and ``[n]``.
+    """
+    chex.assert_rank([patches, kernel, coefficients, basis, positions], [3, 2, 1, 3, 2])
+    soft = vb.softness_kernel(image_softness_std)
+    observed = jax.vmap(gradients.gradient)(patches)
 
-def _kernels_adjoint(kernels: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    return jnp.einsum("ptki,ptkj->tij", rows, kernels[:, None] @ columns)
+    def mean_evidence(coefficients: jax.Array) -> jax.Array:
+        kernels = turned_kernels(kernel, jnp.tensordot(coefficients, basis, 1), positions)
+        # What has left the support must not be missed as light.
+        kernels = kernels / kernels.sum((1, 2), keepdims=True)
+        whole = jax.vmap(lambda own: vb.convolve(own, soft, mode="full"))(kernels)
+        settled = jax.vmap(vb.settle, (0, 0, None, None))(observed, jax.lax.stop_gradient(whole), noise_variance, _SETTLING)
+        sharp, variance = jax.lax.stop_gradient(settled)
+        return jax.vmap(vb.free_energy, (0, 0, 0, 0, None))(observed, whole, sharp, variance, noise_variance).mean()
+
+    return jax.value_and_grad(mean_evidence)(coefficients)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Poses:
-    """A density of poses.
+class Turning:
+    """A kernel, and the camera's angle at each of its shifts.
 
     Attributes:
-      weights: ``[T, h, h]``, non-negative, summing to one; the kernel's centre pixel is no shift.
-      angles: ``[T]``, in radians, equally spaced.
+      kernel: w, ``[h, h]``, non-negative, summing to one; its centre pixel is no shift.
+      coefficients: ``[n]`` of θ in monomials of the shift, in pixels by which a corner of the image moves.
+      reach: of the kernel in pixels: a shift of this is one to the monomials.
+      corner: how many pixels the image's corner is from its middle.
     """
 
-    weights: np.ndarray
-    angles: np.ndarray
+    kernel: np.ndarray
+    coefficients: np.ndarray
+    reach: float
+    corner: float
 
-    @classmethod
-    def of_kernel(cls, kernel: np.ndarray, angles: np.ndarray) -> Poses:
-        """``kernel [h, h]`` everywhere: all of the time at the angle nearest to none."""
-        weights = np.zeros((len(angles), *kernel.shape), np.float32)
-        weights[np.argmin(np.abs(angles))] = kernel
-        return cls(weights, angles)
+    def basis(self, degree: int) -> np.ndarray:
+        """``[n, h, h]``: the angles in radians that coefficients of one stand for.
+
+        Their means over the kernel are zero: the mean angle turns the sharp image and blurs nothing.
+        """
+        middle = len(self.kernel) // 2
+        place = np.clip((np.arange(len(self.kernel)) - middle) / self.reach, -_ROOM, _ROOM)
+        monomials = np.stack(
+            [np.outer(place ** (total - power), place**power) for total in range(1, degree + 1) for power in range(total + 1)]
+        )
+        means = np.einsum("nij,ij->n", monomials, self.kernel) / self.kernel.sum()
+        return ((monomials - means[:, None, None]) / self.corner).astype(np.float32)
+
+    @property
+    def angles(self) -> np.ndarray:
+        """θ, ``[h, h]``, in radians."""
+        degree = _degree(len(self.coefficients))
+        if degree == 0:
+            return np.zeros_like(self.kernel)
+        return np.tensordot(self.coefficients, self.basis(degree), 1).astype(np.float32)
 
     @property
     def roll_std(self) -> float:
-        """Standard deviation of the angle, in radians."""
-        shares = self.weights.sum((1, 2))
-        return float(np.sqrt(shares @ (self.angles - shares @ self.angles) ** 2))
+        """Standard deviation of the angle over the exposure, in radians."""
+        return float(np.sqrt(np.sum(self.kernel * self.angles**2)))
 
-    def centred(self) -> Poses:
-        """The same, seen from its mean pose: every place's kernel then has its mass around its centre."""
-        shift = centring_shift(jnp.asarray(self.weights.sum(0)))
-        moved = jax.vmap(shift_kernel, (0, None))(jnp.asarray(self.weights), shift)
-        return Poses(np.asarray(moved / moved.sum()), self.angles - self.weights.sum((1, 2)) @ self.angles)
+    def of_degree(self, degree: int) -> Turning:
+        """The same with room for a polynomial of that degree, at least its own."""
+        count = (degree + 1) * (degree + 2) // 2 - 1
+        return dataclasses.replace(self, coefficients=np.pad(self.coefficients, (0, count - len(self.coefficients))))
 
-    def resampled(self, angles: np.ndarray, size: int, scale: float) -> Poses:
-        """The same at other angles on another support, for an image larger by ``scale``; linear interpolation."""
-        weights = self.weights
-        if len(self.angles) > 1:
-            step = max(self.angles[1] - self.angles[0], angles[1] - angles[0])
-            shares = np.maximum(0.0, 1.0 - np.abs(angles[:, None] - self.angles[None, :]) / step)
-            weights = np.einsum("ij,jkl->ikl", shares / np.maximum(shares.sum(0), 1e-6), weights)
-        axis = np.asarray(sampling_matrix(size, weights.shape[1], scale=scale))
-        weights = np.maximum(axis @ weights @ axis.T, 0.0)
-        return Poses((weights / weights.sum()).astype(np.float32), angles)
+    def resized(self, size: int, scale: float) -> Turning:
+        """The same on a support of ``size``, for an image larger by ``scale``."""
+        kernel = np.asarray(resize_kernel(jnp.asarray(self.kernel), (size, size), scale=scale))
+        return Turning(kernel, self.coefficients * scale, self.reach * scale, self.corner * scale)
+
+    def cleaned(self) -> Turning:
+        """The same without what is faint or isolated in the kernel, which is noise, and pulls at the angle's mean."""
+        kernel = drop_islands(drop_faint(jnp.asarray(self.kernel), _FAINT), smallest=_ISLAND)
+        return dataclasses.replace(self, kernel=np.asarray(normalise_kernel(kernel)))
 
     def field(self, shape: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
-        """``[*grid, h, h]``: the kernels, each summing to one, in the middles of the equal parts of an image of ``shape``."""
+        """``[*grid, h', h']``: the kernels, each summing to one, in the middles of the equal parts of an image of ``shape``."""
+        # Room for what the turn moves beyond the support, and for the kernel to be put in the middle.
+        room = math.ceil(np.abs(self.angles[self.kernel > 0.0]).max() * self.corner) + 1
+        kernel, angles = np.pad(self.kernel, room), np.pad(self.angles, room)
+        shift = np.round(np.asarray(centring_shift(jnp.asarray(kernel), subpixel=False))).astype(int)
+        kernel, angles = (np.roll(array, shift, (0, 1)) for array in (kernel, angles))
         middles = [patch_middles(n, count) - (n - 1) / 2 for n, count in zip(shape, grid, strict=True)]
         positions = np.stack(np.meshgrid(*middles, indexing="ij"), axis=-1).reshape(-1, 2)
-        kernels = _clean_kernels(jnp.asarray(self.weights), roll_moves(jnp.asarray(positions), jnp.asarray(self.angles)))
-        return np.asarray(kernels).reshape(*grid, *self.weights.shape[1:])
+        kernels = _clean_kernels(jnp.asarray(kernel), jnp.asarray(angles), jnp.asarray(positions, jnp.float32))
+        return _tight(np.asarray(kernels).reshape(*grid, *kernel.shape))
 
 
 @jax.jit
-def _clean_kernels(weights: jax.Array, moves: jax.Array) -> jax.Array:
-    kernels = jax.vmap(lambda kernel: drop_faint(kernel, _FAINT))(pose_kernels(weights, moves))
+def _clean_kernels(kernel: jax.Array, angles: jax.Array, positions: jax.Array) -> jax.Array:
+    kernels = jax.vmap(lambda own: drop_faint(own, _FAINT))(turned_kernels(kernel, angles, positions))
     return kernels / kernels.sum((1, 2), keepdims=True)
 
 
@@ -231,12 +295,13 @@ class ShakeEstimate:
     """How the kernel varies over an image.
 
     Attributes:
-      kernels: ``[R, C, h, h]``, one for each of the equal parts of the image, each non-negative and summing to one.
+      kernels: ``[R, C, h, h]``, one for each of the equal parts of the image, each non-negative and summing to one; None if
+        too little was gained.
       gain: by how much the negative log evidence per pixel is lower than with one kernel, refined alike.
-      roll_std: standard deviation of the camera's roll over the exposure, in degrees.
+      roll_std: standard deviation of the camera's angle over the exposure, in degrees.
     """
 
-    kernels: np.ndarray
+    kernels: np.ndarray | None
     gain: float
     roll_std: float
 
@@ -249,13 +314,13 @@ def estimate_shake(
     *,
     noise_std: float,
     softness_std: float,
+    least_gain: float = -math.inf,
     progress: Callable[[int, int], None] | None = None,
 ) -> ShakeEstimate:
     """Estimates how the kernel of a grey image varies, starting from one for the whole of it.
 
-    The density of poses starts as that kernel without any roll, and is refined at a reduced size first. Beside it the kernel
-    alone is refined in the same way, on the same patches and on the same support: what is gained tells whether the camera
-    turned.
+    The polynomial starts from no turn; it and the kernel take turns in being refined, at a reduced size first. There, the
+    kernel alone is refined as often on the same patches and the same support: what is gained tells whether the camera turned.
 
     Args:
       blurry: ``[H, W]`` in [0, 1].
@@ -264,94 +329,178 @@ def estimate_shake(
       initialiser: of the variational model, see :class:`~jaxdeblur.config.InitialiserConfig`.
       noise_std: of the image, in [0, 1] units.
       softness_std: of the sharp image, in pixels.
-      progress: called with (refinements done, refinements in all).
+      least_gain: with less, the estimate ends after the rounds at the first scale, without kernels.
+      progress: called with (rounds done, rounds in all).
 
     Returns:
       The estimate.
     """
     reduced = min(1.0, config.largest_side / max(blurry.shape))
-    varying: Poses | None = None
-    uniform: Poses | None = None
-    gain = 0.0
-    last = 1.0
-    for number, (share, iterations) in enumerate(zip(config.scales, config.iterations, strict=True)):
-        scale = share * reduced
-        shape = (round(blurry.shape[0] * scale), round(blurry.shape[1] * scale))
-        image = _resized(blurry, shape)
-        angles = _angles(shape, math.radians(config.largest_angle), config.angle_step)
-        inner = _odd(math.ceil(kernel.shape[0] * scale * _ROOM))
-        size = inner + 2 * math.ceil(math.radians(config.largest_angle) * math.hypot(*shape) / 2)
-        patches, positions = _cut_patches(image, max(round(config.patch_side * share), 3 * inner), config.num_patches)
-        noise = vb.noise_variance(noise_std, smallest=initialiser.noise_variance)
+    scales = [share * reduced for share in config.scales]
+    levels = {
+        scale: _Level.of(blurry, scale, share, kernel, config, initialiser, noise_std, softness_std)
+        for scale, share in zip(scales, config.scales, strict=True)
+    }
+    rounds = [
+        _Round(levels[scale], degree, descents, iterations)
+        for scale, degree, descents, iterations in zip(scales, config.degrees, config.descents, config.iterations, strict=True)
+    ]
+    coarse = [one for one in rounds if one.level is rounds[0].level]
+    start = Turning(kernel, np.zeros(0), _reach(kernel), math.hypot(*blurry.shape) / 2)
+    done = itertools.count(1)
 
-        def refine(
-            poses: Poses,
-            *,
-            inner: int = inner,
-            size: int = size,
-            patches: np.ndarray = patches,
-            positions: np.ndarray = positions,
-            iterations: int = iterations,
-            noise: float = noise,
-            scale: float = scale,
-        ) -> tuple[Poses, float]:
-            support = pad_kernel(jnp.ones((inner, inner)), (size, size))
-            weights, evidences = refine_poses(
-                jnp.asarray(patches),
-                jnp.asarray(poses.weights),
-                roll_moves(jnp.asarray(positions), jnp.asarray(poses.angles, jnp.float32)),
-                support=jnp.broadcast_to(support, poses.weights.shape),
-                iterations=iterations,
-                noise_variance=noise,
-                first_noise_variance=initialiser.first_noise_variance / initialiser.noise_variance * noise,
-                image_softness_std=vb.softness_at(scale, softness_std),
-            )
-            return Poses(np.asarray(weights), poses.angles), float(evidences.mean())
+    def chain(found: Turning, rounds: Sequence[_Round], last: float, *, turns: bool) -> Turning:
+        for one in rounds:
+            found, last = found.resized(one.level.size, one.level.scale / last), one.level.scale
+            if turns:
+                found = one.level.descended(found.of_degree(one.degree), one.descents)
+            found = one.level.refined(found, one.iterations).cleaned()
+            if turns and progress is not None:
+                progress(next(done), len(config.scales))
+        return found
 
-        if varying is None or uniform is None:
-            start = np.asarray(resize_kernel(jnp.asarray(kernel), (size, size), scale=scale))
-            varying, uniform = Poses.of_kernel(start, angles), Poses.of_kernel(start, np.zeros(1))
-        else:
-            varying = varying.resampled(angles, size, scale / last)
-            uniform = uniform.resampled(np.zeros(1), size, scale / last)
-        (varying, of_varying), (uniform, of_uniform) = _both(refine, varying, uniform)
-        gain, last = of_uniform - of_varying, scale
-        if progress is not None:
-            progress(number + 1, len(config.scales))
-    assert varying is not None
-    if last < 1.0:
-        size = _odd(math.ceil(varying.weights.shape[1] / last))
-        varying = varying.resampled(
-            _angles(blurry.shape, math.radians(config.largest_angle), config.angle_step), size, 1 / last
-        )
+    varying, uniform = _side_by_side(lambda turns: chain(start, coarse, 1.0, turns=turns), (True, False))
+    gain = rounds[0].level.evidence(uniform) - rounds[0].level.evidence(varying)
+    if gain <= least_gain:
+        return ShakeEstimate(None, gain, math.degrees(varying.roll_std))
+    varying = chain(varying, rounds[len(coarse) :], rounds[0].level.scale, turns=True)
+    scale = rounds[-1].level.scale
+    if scale < 1.0:
+        varying = varying.resized(_odd(math.ceil(len(varying.kernel) / scale)), 1.0 / scale)
     spacing = max(config.node_spacing, max(blurry.shape) / _MOST_NODES)
-    grid = tuple(max(1, round(n / spacing)) for n in blurry.shape)
-    kernels = varying.centred().field((blurry.shape[0], blurry.shape[1]), (grid[0], grid[1]))
-    return ShakeEstimate(_tight(kernels), gain, math.degrees(varying.roll_std))
+    rows, columns = (max(1, round(n / spacing)) for n in blurry.shape)
+    field = varying.field((blurry.shape[0], blurry.shape[1]), (rows, columns))
+    return ShakeEstimate(field, gain, math.degrees(varying.roll_std))
 
 
-def _both(
-    refine: Callable[[Poses], tuple[Poses, float]], varying: Poses, uniform: Poses
-) -> tuple[tuple[Poses, float], tuple[Poses, float]]:
-    """``refine`` of both; on CPUs, where such a program keeps one core busy, at the same time."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Round:
+    """A turn of the angles and then the kernel, at one scale; the numbers are those of ShakeConfig."""
+
+    level: _Level
+    degree: int
+    descents: int
+    iterations: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Level:
+    """The variational model of an image at one scale.
+
+    Attributes:
+      scale: of the image, as a share of its full size.
+      size: side of the kernel's support there.
+      support: ``[size, size]``, one where the kernel may have mass.
+      patches: ``[P, H, W]``.
+      positions: ``[P, 2]``.
+      noise_variance: ν where its annealing ends.
+      first_noise_variance: and where it begins.
+      softness_std: of the sharp image there, in pixels.
+    """
+
+    scale: float
+    size: int
+    support: jax.Array
+    patches: jax.Array
+    positions: jax.Array
+    noise_variance: float
+    first_noise_variance: float
+    softness_std: float
+
+    @classmethod
+    def of(
+        cls,
+        blurry: np.ndarray,
+        scale: float,
+        share: float,
+        kernel: np.ndarray,
+        config: ShakeConfig,
+        initialiser: InitialiserConfig,
+        noise_std: float,
+        softness_std: float,
+    ) -> _Level:
+        shape = (round(blurry.shape[0] * scale), round(blurry.shape[1] * scale))
+        image = blurry
+        if shape != blurry.shape:
+            image = np.asarray(jax.image.resize(jnp.asarray(blurry), shape, "linear", antialias=True))
+        inner = _odd(math.ceil(kernel.shape[0] * scale * _ROOM))
+        # Beside the support there is room for what turns move out of it.
+        size = inner + 2 * math.ceil(_TURN_ROOM * inner)
+        patches, positions = _cut_patches(image, max(round(config.patch_side * share), 2 * inner), config.num_patches)
+        noise = vb.noise_variance(noise_std, smallest=initialiser.noise_variance)
+        return cls(
+            scale,
+            size,
+            pad_kernel(jnp.ones((inner, inner)), (size, size)),
+            jnp.asarray(patches),
+            jnp.asarray(positions),
+            noise,
+            initialiser.first_noise_variance / initialiser.noise_variance * noise,
+            vb.softness_at(scale, softness_std),
+        )
+
+    def refined(self, turning: Turning, iterations: int) -> Turning:
+        """With another w, the angles being kept."""
+        kernel = refine_turning(
+            self.patches,
+            jnp.asarray(turning.kernel),
+            jnp.asarray(turning.angles),
+            self.positions,
+            support=self.support,
+            iterations=iterations,
+            noise_variance=self.noise_variance,
+            first_noise_variance=self.first_noise_variance,
+            image_softness_std=self.softness_std,
+        )
+        return dataclasses.replace(turning, kernel=np.asarray(kernel))
+
+    def descended(self, turning: Turning, descents: int) -> Turning:
+        """With other coefficients, w being kept: by L-BFGS."""
+        basis = jnp.asarray(turning.basis(_degree(len(turning.coefficients))))
+
+        def evidence(coefficients: np.ndarray) -> tuple[float, np.ndarray]:
+            value, slope = self._evidence_and_slope(turning, jnp.asarray(coefficients, jnp.float32), basis)
+            return float(value), np.asarray(slope, np.float64)
+
+        options = {"maxiter": descents, "maxfun": 2 * descents}
+        found = scipy.optimize.minimize(evidence, turning.coefficients, jac=True, method="L-BFGS-B", options=options)
+        return dataclasses.replace(turning, coefficients=found.x)
+
+    def evidence(self, turning: Turning) -> float:
+        """F per pixel."""
+        turning = turning.of_degree(max(1, _degree(len(turning.coefficients))))
+        basis = jnp.asarray(turning.basis(_degree(len(turning.coefficients))))
+        return float(self._evidence_and_slope(turning, jnp.asarray(turning.coefficients, jnp.float32), basis)[0])
+
+    def _evidence_and_slope(self, turning: Turning, coefficients: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return evidence_and_slope(
+            self.patches,
+            jnp.asarray(turning.kernel),
+            coefficients,
+            basis,
+            self.positions,
+            noise_variance=self.noise_variance,
+            image_softness_std=self.softness_std,
+        )
+
+
+def _degree(count: int) -> int:
+    """The degree of a polynomial of two variables without a constant that has so many coefficients."""
+    return next(degree for degree in itertools.count() if (degree + 1) * (degree + 2) // 2 - 1 >= count)
+
+
+def _reach(kernel: np.ndarray) -> float:
+    """How far from its centre a kernel reaches, faint parts left out; at least a pixel."""
+    places = np.argwhere(kernel > 0.05 * kernel.max())
+    return max(1.0, float(np.abs(places - np.array(kernel.shape) // 2).max()))
+
+
+def _side_by_side(chain: Callable[[bool], Turning], calls: Sequence[bool]) -> list[Turning]:
+    """``chain`` of each; on CPUs, where its programs keep one core busy, at the same time."""
     if jax.default_backend() != "cpu":
-        return refine(varying), refine(uniform)
-    with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(refine, (varying, uniform))
-    return first, second
-
-
-def _angles(shape: tuple[int, ...], largest: float, step: float) -> np.ndarray:
-    """``[T]``: angles, in radians, up to ``largest`` either way, whose steps move a corner of an image by ``step`` pixels."""
-    reach = math.hypot(*shape[:2]) / 2
-    count = max(1, math.ceil(largest * reach / step))
-    return np.arange(-count, count + 1) * (step / reach)
-
-
-def _resized(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    if image.shape == shape:
-        return image
-    return np.asarray(jax.image.resize(jnp.asarray(image), shape, "linear", antialias=True))
+        return [chain(call) for call in calls]
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return list(pool.map(chain, calls))
 
 
 def _cut_patches(image: np.ndarray, side: int, most: int) -> tuple[np.ndarray, np.ndarray]:

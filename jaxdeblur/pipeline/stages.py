@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -174,9 +175,10 @@ def _see_shake(case: Case, progress: Progress | None) -> None:
             scene.initialiser,
             noise_std=scene.noise_std,
             softness_std=case.softness_stds[name],
+            least_gain=-math.inf if config.blur == "varying" else config.shake.smallest_gain,
             progress=_phase("varying kernels", progress),
         )
-    if config.blur == "varying" or case.shake.gain > config.shake.smallest_gain:
+    if case.shake.kernels is not None:
         case.kernels[VARYING] = case.shake.kernels
 
 
