@@ -456,6 +456,8 @@ class _Level:
 
     def descended(self, turning: Turning, descents: int) -> Turning:
         """With other coefficients, w being kept: by L-BFGS."""
+        if descents == 0:
+            return turning
         basis = jnp.asarray(turning.basis(_degree(len(turning.coefficients))))
 
         def evidence(coefficients: np.ndarray) -> tuple[float, np.ndarray]:

@@ -21,7 +21,8 @@ class ShakeConfig:
     Attributes:
       scales: of the image in each round, as shares of its size.
       degrees: of the polynomial that the angle is of the shift.
-      descents: steps by which its coefficients descend the negative log evidence, at most.
+      descents: steps by which its coefficients descend the negative log evidence, at most; at full size, where that is rough,
+        none.
       iterations: variational ones by which the kernel is refined thereafter.
       patch_side: of the patches that are looked at, in pixels at full size, or twice the kernel's side if that is more.
       num_patches: at most so many of them.
@@ -32,8 +33,8 @@ class ShakeConfig:
 
     scales: tuple[float, ...] = (0.5, 0.5, 0.5, 0.5, 1.0)
     degrees: tuple[int, ...] = (1, 1, 2, 2, 2)
-    descents: tuple[int, ...] = (8, 6, 8, 6, 3)
-    iterations: tuple[int, ...] = (30, 30, 30, 30, 30)
+    descents: tuple[int, ...] = (8, 6, 8, 6, 0)
+    iterations: tuple[int, ...] = (30, 30, 30, 30, 15)
     patch_side: int = 128
     num_patches: int = 24
     largest_side: int = 1024
@@ -48,8 +49,6 @@ class ShakeConfig:
             min(self.degrees) >= 1 and tuple(sorted(self.degrees)) == self.degrees,
             "shake: degrees must be 1 or more and must not fall",
         )
-        require(
-            min(self.descents) >= 1 and min(self.iterations) >= 0, "shake: descents must be 1 or more, iterations 0 or more"
-        )
+        require(min(self.descents) >= 0 and min(self.iterations) >= 0, "shake: descents and iterations must be 0 or more")
         require(self.patch_side >= 32 and self.num_patches >= 1, "shake: give at least one patch, of 32 pixels or more a side")
         require(self.largest_side >= 128 and self.node_spacing >= 16, "shake: largest_side or node_spacing is too small")
