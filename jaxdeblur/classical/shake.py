@@ -367,7 +367,8 @@ def estimate_shake(
     scale = rounds[-1].level.scale
     if scale < 1.0:
         varying = varying.resized(_odd(math.ceil(len(varying.kernel) / scale)), 1.0 / scale)
-    spacing = max(config.node_spacing, max(blurry.shape) / _MOST_NODES)
+    # Parts smaller than their kernels cost much and say little.
+    spacing = max(config.node_spacing, 2 * len(kernel), max(blurry.shape) / _MOST_NODES)
     rows, columns = (max(1, round(n / spacing)) for n in blurry.shape)
     field = varying.field((blurry.shape[0], blurry.shape[1]), (rows, columns))
     return ShakeEstimate(field, gain, math.degrees(varying.roll_std))
