@@ -50,6 +50,8 @@ _MOST_NODES = 20
 # Image steps after which F is taken.
 _SETTLING = 10
 
+Profile = Callable[[jax.Array], jax.Array]
+
 
 def turned_kernels(kernel: jax.Array, angles: jax.Array, positions: jax.Array) -> jax.Array:
     """``k_p(u) = Σ_s w(s) δ(u − s − θ(s) J p)``, by linear interpolation; mass that leaves the support is lost.
@@ -63,20 +65,36 @@ def turned_kernels(kernel: jax.Array, angles: jax.Array, positions: jax.Array) -
       ``[P, h, w]``.
     """
     chex.assert_equal_shape([kernel, angles])
-    return _kernels(kernel, *_interpolations(angles, positions))
+    return _kernels(kernel, *_interpolations(angles, positions, _triangle))
 
 
-def _interpolations(angles: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _interpolations(angles: jax.Array, positions: jax.Array, profile: Profile) -> tuple[jax.Array, jax.Array]:
     """``[P, h, h w]`` and ``[P, w, h w]``: which share of the mass at each shift goes to each row and to each column."""
     height, width = angles.shape
     rows, columns = (grid.ravel() for grid in jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij"))
     flat = angles.ravel()
     down, across = rows - flat * positions[:, 1:], columns + flat * positions[:, :1]
 
-    def triangle(targets: jax.Array, places: jax.Array) -> jax.Array:
-        return jnp.maximum(0.0, 1.0 - jnp.abs(targets[None, :, None] - places[:, None, :]))
+    def shares(targets: jax.Array, places: jax.Array) -> jax.Array:
+        return profile(targets[None, :, None] - places[:, None, :])
 
-    return triangle(jnp.arange(height), down), triangle(jnp.arange(width), across)
+    return shares(jnp.arange(height), down), shares(jnp.arange(width), across)
+
+
+def _triangle(distance: jax.Array) -> jax.Array:
+    """Linear interpolation: as narrow as it can be, but wider between pixels than on them."""
+    return jnp.maximum(0.0, 1.0 - jnp.abs(distance))
+
+
+def _spline(distance: jax.Array) -> jax.Array:
+    """Quadratic B-spline: of one width (variance ¼) wherever it lies, so that the evidence does not prefer whole pixels."""
+    away = jnp.abs(distance)
+    return jnp.where(away <= 0.5, 0.75 - away**2, 0.5 * jnp.maximum(1.5 - away, 0.0) ** 2)
+
+
+def _softness_beside_spline(std: jax.Array | float) -> jax.Array:
+    """What is left of the sharp image's softness, a deviation in pixels, when the spline makes up for some of it."""
+    return jnp.sqrt(jnp.maximum(jnp.asarray(std) ** 2 - 0.25, 0.0))
 
 
 def _kernels(kernel: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
@@ -104,7 +122,8 @@ def refine_turning(
     """Improves w by alternating the minimisation of ``Σ_p F(k_p)`` over images, their variances and w, with θ kept.
 
     The image step is that of :func:`jaxdeblur.classical.variational.refine_kernel` for every patch; the kernel step solves
-    ``min_{w≥0} Σ_p [‖X_p k_p − y_p‖² + Σ_i C_pi ‖k_p * g‖²]`` with ``k_p`` of :func:`turned_kernels`, likewise.
+    ``min_{w≥0} Σ_p [‖X_p k_p − y_p‖² + Σ_i C_pi ‖k_p * g‖²]`` with ``k_p`` as in
+    :func:`turned_kernels`, likewise; a quadratic spline interpolates, and g is as much narrower.
 
     Args:
       patches: ``[P, H, W]`` in [0, 1], parts of the blurry image.
@@ -122,7 +141,7 @@ def refine_turning(
     """
     chex.assert_rank([patches, kernel, positions], [3, 2, 2])
     chex.assert_equal_shape([kernel, angles, support])
-    soft = vb.softness_kernel(image_softness_std)
+    soft = vb.softness_kernel(_softness_beside_spline(image_softness_std))
     size = (kernel.shape[0], kernel.shape[1])
     rows, columns = patches.shape[1] - 1, patches.shape[2] - 1
     observed = jax.vmap(gradients.gradient)(patches)
@@ -131,7 +150,7 @@ def refine_turning(
     soften, _ = blur.valid_blur(soft, shape)
     shown = jnp.zeros((rows + size[0] - 1, columns + size[1] - 1)).at[size[0] - 1 : rows, size[1] - 1 : columns].set(1.0)
     softness = vb.in_the_middle(vb.convolve(soft, soft, mode="full"), (2 * size[0] - 1, 2 * size[1] - 1))
-    interpolations = _interpolations(angles, positions)
+    interpolations = _interpolations(angles, positions, _spline)
 
     def whole_kernels(kernel: jax.Array) -> jax.Array:
         return jax.vmap(lambda own: vb.convolve(own, soft, mode="full"))(_kernels(kernel, *interpolations))
@@ -199,11 +218,11 @@ def evidence_and_slope(
       A scalar, and ``[n]``.
     """
     chex.assert_rank([patches, kernel, coefficients, basis, positions], [3, 2, 1, 3, 2])
-    soft = vb.softness_kernel(image_softness_std)
+    soft = vb.softness_kernel(_softness_beside_spline(image_softness_std))
     observed = jax.vmap(gradients.gradient)(patches)
 
     def mean_evidence(coefficients: jax.Array) -> jax.Array:
-        kernels = turned_kernels(kernel, jnp.tensordot(coefficients, basis, 1), positions)
+        kernels = _kernels(kernel, *_interpolations(jnp.tensordot(coefficients, basis, 1), positions, _spline))
         # What has left the support must not be missed as light.
         kernels = kernels / kernels.sum((1, 2), keepdims=True)
         whole = jax.vmap(lambda own: vb.convolve(own, soft, mode="full"))(kernels)

@@ -1,6 +1,7 @@
 import dataclasses
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -47,7 +48,7 @@ def test_equals_the_sum_of_warped_images():
     size = kernels.shape[-1]
     latent = scipy.ndimage.gaussian_filter(dead_leaves(96 + size - 1, 4), 1.0)[:, : 90 + size - 1]
     expected = warped(latent, known, shape)
-    found = filter_flow.blur_varying(jnp.asarray(latent), jnp.asarray(kernels))
+    found = jax.jit(filter_flow.blur_varying)(jnp.asarray(latent), jnp.asarray(kernels))
     uniform = blur.blur_valid(jnp.asarray(latent), jnp.asarray(np.pad(known.kernel, (size - SIZE) // 2)))
     error, without = float(np.abs(found - expected).mean()), float(np.abs(uniform - expected).mean())
     assert error < 2e-3
@@ -59,12 +60,21 @@ def test_kernels_are_linear_in_the_middles_and_have_an_adjoint():
     positions = jnp.asarray(20.0 * generator.normal(size=(4, 2)), jnp.float32)
     angles = jnp.asarray(0.05 * generator.normal(size=(7, 5)), jnp.float32)
     kernel, kernels = (jnp.asarray(generator.normal(size=shape), jnp.float32) for shape in ((7, 5), (4, 7, 5)))
-    interpolations = shake._interpolations(angles, positions)
+    interpolations = shake._interpolations(angles, positions, shake._triangle)
     forward = shake.turned_kernels(kernel, angles, positions)
     backward = shake._kernels_adjoint(kernels, *interpolations)
     np.testing.assert_allclose(jnp.vdot(forward, kernels), jnp.vdot(kernel, backward), rtol=1e-4)
     in_the_middle = shake.turned_kernels(kernel, angles, jnp.zeros((1, 2)))
     np.testing.assert_allclose(in_the_middle[0], kernel, atol=1e-6)
+
+
+def test_the_spline_has_one_width_and_sum_wherever_it_lies():
+    offsets = np.arange(-4, 5)
+    for place in (0.0, 0.2, 0.5, 0.9):
+        shares = np.asarray(shake._spline(jnp.asarray(offsets - place)))
+        assert shares.sum() == pytest.approx(1.0, abs=1e-6)
+        assert shares @ offsets == pytest.approx(place, abs=1e-6)
+        assert shares @ (offsets - place) ** 2 == pytest.approx(0.25, abs=1e-6)
 
 
 def test_every_place_has_its_light_around_the_centre():
@@ -102,7 +112,7 @@ def images():
     latent = jnp.asarray(dead_leaves(SIDE + size - 1, 7))
     noise = np.random.default_rng(0).normal(0.0, NOISE_STD, (SIDE, SIDE))
     still = jnp.asarray(np.pad(known.kernel, (size - SIZE) // 2))
-    blurred = {"turned": filter_flow.blur_varying(latent, jnp.asarray(field)), "still": blur.blur_valid(latent, still)}
+    blurred = {"turned": jax.jit(filter_flow.blur_varying)(latent, jnp.asarray(field)), "still": blur.blur_valid(latent, still)}
     return {name: (np.asarray(image) + noise).astype(np.float32) for name, image in blurred.items()}, field, known
 
 

@@ -1,30 +1,34 @@
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.signal
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from jaxdeblur.operators import blur, filter_flow
 
-GRIDS = st.tuples(st.integers(1, 4), st.integers(1, 4))
-SIDES = st.tuples(st.integers(9, 40), st.integers(9, 40))
-KERNELS = st.tuples(st.integers(1, 7), st.integers(1, 7))
+
+@jax.jit
+def both(kernels, image, blurry):
+    """The blur of an image and the adjoint of another one, in one program."""
+    forward, adjoint = filter_flow.filter_flow(kernels, image.shape[-2:])
+    return forward(image), adjoint(blurry)
+
+
+blur_varying = jax.jit(filter_flow.blur_varying)
 
 
 def normal(seed, shape):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
-@settings(max_examples=6, deadline=None)
-@given(SIDES, GRIDS, KERNELS, st.integers(0, 2**16))
-def test_adjointness(blurry_shape, grid, kernel_shape, seed):
-    kernels = normal(seed, (*grid, *kernel_shape))
-    image, blurry = normal(seed + 1, blur.latent_shape(blurry_shape, kernel_shape)), normal(seed + 2, blurry_shape)
-    forward, adjoint = filter_flow.filter_flow(kernels, image.shape)
-    blurred, back = forward(image), adjoint(blurry)
+@pytest.mark.parametrize(
+    ("blurry_shape", "grid", "kernel_shape"),
+    [((22, 20), (2, 3), (5, 5)), ((9, 40), (1, 4), (1, 6)), ((17, 11), (4, 1), (7, 2))],
+)
+def test_adjointness(blurry_shape, grid, kernel_shape):
+    kernels = normal(0, (*grid, *kernel_shape))
+    image, blurry = normal(1, blur.latent_shape(blurry_shape, kernel_shape)), normal(2, blurry_shape)
+    blurred, back = both(kernels, image, blurry)
     assert blurred.shape == blurry_shape
     assert back.shape == image.shape
     scale = float(jnp.linalg.norm(blurred) * jnp.linalg.norm(blurry)) + 1e-3
@@ -34,16 +38,16 @@ def test_adjointness(blurry_shape, grid, kernel_shape, seed):
 def test_one_patch_is_the_uniform_blur():
     image, kernel, blurry = normal(0, (3, 40, 33)), normal(1, (7, 5)), normal(2, (3, 34, 29))
     kernel = kernel / jnp.abs(kernel).sum()
-    forward, adjoint = filter_flow.filter_flow(kernel[None, None], (40, 33))
-    np.testing.assert_allclose(forward(image), blur.blur_valid(image, kernel), atol=1e-5)
-    np.testing.assert_allclose(adjoint(blurry), blur.blur_valid_adjoint(blurry, kernel), atol=1e-5)
+    blurred, back = both(kernel[None, None], image, blurry)
+    np.testing.assert_allclose(blurred, blur.blur_valid(image, kernel), atol=1e-5)
+    np.testing.assert_allclose(back, blur.blur_valid_adjoint(blurry, kernel), atol=1e-5)
 
 
 def test_equal_kernels_are_the_uniform_blur():
     """The windows sum to one everywhere."""
     image, kernel = normal(0, (61, 50)), normal(1, (5, 7))
     kernels = jnp.broadcast_to(kernel, (4, 3, 5, 7))
-    np.testing.assert_allclose(filter_flow.blur_varying(image, kernels), blur.blur_valid(image, kernel), atol=1e-4)
+    np.testing.assert_allclose(blur_varying(image, kernels), blur.blur_valid(image, kernel), atol=1e-4)
 
 
 def test_each_pixel_is_blurred_by_the_kernels_around_it():
@@ -59,28 +63,27 @@ def test_each_pixel_is_blurred_by_the_kernels_around_it():
             for r in range(3):
                 for c in range(2):
                     expected[i, j] += max(0, 1 - abs(row - r)) * max(0, 1 - abs(column - c)) * whole[r, c, i, j]
-    np.testing.assert_allclose(filter_flow.blur_varying(jnp.asarray(image), jnp.asarray(kernels)), expected, atol=1e-4)
+    np.testing.assert_allclose(blur_varying(jnp.asarray(image), jnp.asarray(kernels)), expected, atol=1e-4)
 
 
 def test_gradients_are_the_adjoints():
     image, kernels, blurry = normal(4, (26, 24)), normal(5, (2, 3, 5, 5)), normal(6, (22, 20))
-    forward, adjoint = filter_flow.filter_flow(kernels, image.shape)
-    by_image, by_kernels = jax.grad(lambda x, k: jnp.vdot(filter_flow.blur_varying(x, k), blurry), (0, 1))(image, kernels)
-    np.testing.assert_allclose(by_image, adjoint(blurry), atol=1e-3)
+    slopes = jax.jit(jax.grad(lambda x, k: jnp.vdot(filter_flow.blur_varying(x, k), blurry), (0, 1)))
+    by_image, by_kernels = slopes(image, kernels)
+    np.testing.assert_allclose(by_image, both(kernels, image, blurry)[1], atol=1e-3)
     # Linear in the kernels too: the slope along any direction is the difference itself.
     direction = normal(7, kernels.shape)
-    difference = jnp.vdot(filter_flow.blur_varying(image, direction), blurry)
+    difference = jnp.vdot(blur_varying(image, direction), blurry)
     np.testing.assert_allclose(jnp.vdot(by_kernels, direction), difference, rtol=1e-3)
-    assert bool(jnp.isfinite(forward(image)).all())
 
 
 def test_leading_axes_and_batches():
     images, kernels = normal(2, (2, 3, 24, 22)), normal(3, (2, 2, 2, 5, 3))
-    together = filter_flow.blur_varying(images, kernels[0])
+    together = blur_varying(images, kernels[0])
     assert together.shape == (2, 3, 20, 20)
-    np.testing.assert_allclose(together[1, 2], filter_flow.blur_varying(images[1, 2], kernels[0]), atol=1e-5)
-    mapped = jax.vmap(filter_flow.blur_varying)(images, kernels)
-    np.testing.assert_allclose(mapped[1], filter_flow.blur_varying(images[1], kernels[1]), atol=1e-5)
+    np.testing.assert_allclose(together[1, 2], blur_varying(images[1, 2], kernels[0]), atol=1e-5)
+    mapped = jax.jit(jax.vmap(filter_flow.blur_varying))(images, kernels)
+    np.testing.assert_allclose(mapped[0], together[0], atol=1e-5)
 
 
 @pytest.mark.parametrize(("length", "count"), [(10, 1), (10, 3), (31, 4), (7, 7)])
@@ -109,11 +112,3 @@ def test_other_shapes_than_its_own_are_refused():
         adjoint(normal(1, (20, 20)))
     with pytest.raises(AssertionError):
         filter_flow.filter_flow(normal(0, (9, 2, 5, 5)), (12, 20))
-
-
-class CompiledOrNot(chex.TestCase):
-    @chex.variants(with_jit=True, without_jit=True)
-    def test_forward(self):
-        image, kernels = normal(9, (26, 24)), normal(5, (2, 3, 5, 5))
-        found = self.variant(filter_flow.blur_varying)(image, kernels)
-        np.testing.assert_allclose(found, filter_flow.blur_varying(image, kernels), atol=1e-4)
