@@ -581,7 +581,7 @@ def test_kernels_that_vary_from_the_command_line(workplace, cli, monkeypatch):
     monkeypatch.setattr(images, "_setup_cache", lambda setting: None)
     Image.fromarray(np.round(255 * scene().blurry).astype(np.uint8)).save(workplace / "blurry.png")
     shake = ShakeConfig(
-        scales=(1.0,), degrees=(1,), descents=(3,), iterations=(6,), patch_side=48, num_patches=4, node_spacing=32
+        scales=(1.0,), degrees=(1,), descents=(0,), iterations=(6,), patch_side=48, num_patches=4, node_spacing=32
     )
     report = {
         "config": to_json(Config(initialiser=QUICK, shake=shake)),

@@ -281,8 +281,11 @@ class TestBatch:
 
 class TestBlurThatVaries:
     SHAKE = ShakeConfig(
-        scales=(1.0,), degrees=(1,), descents=(3,), iterations=(6,), patch_side=48, num_patches=4, node_spacing=32
+        scales=(0.5, 1.0), degrees=(1, 1), descents=(3, 0), iterations=(6, 6), patch_side=48, num_patches=4, node_spacing=32
     )
+
+    # A hundred pixels are too few to find a turn.
+    WITHOUT_DESCENT = dataclasses.replace(SHAKE, scales=(1.0,), degrees=(1,), descents=(0,), iterations=(6,))
 
     def test_an_image_of_a_still_camera_stays_uniform(self, blind):
         config = dataclasses.replace(CLASSICAL, blur="auto", shake=self.SHAKE)
@@ -295,7 +298,7 @@ class TestBlurThatVaries:
         assert "shake" in result.seconds
 
     def test_kernels_for_each_part_where_they_are_asked_for(self):
-        result = deblur(scene().blurry, dataclasses.replace(CLASSICAL, blur="varying", shake=self.SHAKE), key=KEY)
+        result = deblur(scene().blurry, dataclasses.replace(CLASSICAL, blur="varying", shake=self.WITHOUT_DESCENT), key=KEY)
         assert result.chosen == "varying kernel, learned"
         assert result.shake is not None
         assert result.shake.chosen
@@ -303,6 +306,15 @@ class TestBlurThatVaries:
         np.testing.assert_allclose(result.kernel.sum((2, 3)), 1.0, atol=1e-5)
         assert [(one.name, one.chosen) for one in result.candidates] == [("classical", False), ("varying", True)]
         assert gain(result.restored, scene()) > 5.0
+
+    def test_kernels_that_give_no_plausible_image_are_left(self, blind, monkeypatch):
+        shares = iter([0.5, 0.0])
+        monkeypatch.setattr(finish, "overshoot", lambda restored: next(shares))
+        result = deblur(scene().blurry, dataclasses.replace(CLASSICAL, blur="varying", shake=self.WITHOUT_DESCENT), key=KEY)
+        assert result.restored.tobytes() == blind[0].restored.tobytes()
+        assert result.shake is not None
+        assert not result.shake.chosen
+        assert any("vary over the image give no plausible" in warning for warning in result.warnings)
 
     def test_given_kernels_are_used(self):
         known = scene()
@@ -312,6 +324,7 @@ class TestBlurThatVaries:
         assert result.chosen == "given kernel, learned"
         assert psnr(result.restored, known.sharp) > psnr(known.blurry, known.sharp) + 9.0
 
+    @pytest.mark.slow
     def test_a_deep_prior_takes_them_in_its_forward_model(self):
         known = scene()
         kernels = np.broadcast_to(known.kernel, (2, 2, *known.kernel.shape))

@@ -278,6 +278,8 @@ def _deconvolve(case: Case, scores: Mapping[str, float], progress: Progress | No
         plausible = finish.overshoot(restored) <= _LARGEST_OVERSHOOT
         if plausible or "given" in kernels:
             break
+    if VARYING in kernels and name != VARYING:
+        case.warnings.append("kernels that vary over the image give no plausible image, so one kernel was used")
     if not plausible and "given" in kernels:
         case.warnings.append(
             "the result is far brighter or darker than an image can be in many places; the kernel may be wrong"

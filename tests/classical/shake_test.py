@@ -14,11 +14,11 @@ from jaxdeblur.evaluation.metrics import kernel_similarity
 from jaxdeblur.operators import blur, filter_flow
 from tests.scenes import NOISE_STD, dead_leaves, motion_kernel
 
-# Enough for clean images of 160 pixels.
+# Enough for clean images of 192 pixels.
 QUICK_SHAKE = ShakeConfig(
-    scales=(1.0, 1.0), degrees=(1, 1), descents=(5, 5), iterations=(10, 10), patch_side=80, num_patches=4, node_spacing=40
+    scales=(0.5, 0.5), degrees=(1, 1), descents=(6, 6), iterations=(12, 12), patch_side=112, num_patches=4, node_spacing=40
 )
-SIDE, SIZE = 160, 9
+SIDE, SIZE = 192, 13
 
 
 def turning(shape, *, roll=6.0):
@@ -106,7 +106,7 @@ def test_resizing_keeps_the_angles():
 @pytest.fixture(scope="module")
 def images():
     """Blurred by a turning camera and by a still one, of the same sharp image."""
-    known = turning((SIDE, SIDE), roll=10.0)
+    known = turning((SIDE, SIDE), roll=8.0)
     field = known.field((SIDE, SIDE), (4, 4))
     size = field.shape[-1]
     latent = jnp.asarray(dead_leaves(SIDE + size - 1, 7))
@@ -117,7 +117,7 @@ def images():
 
 
 def estimated(image, start, **options):
-    common = {"noise_std": NOISE_STD, "softness_std": 0.4}
+    common = {"noise_std": NOISE_STD, "softness_std": 0.5}
     return shake.estimate_shake(image, start, QUICK_SHAKE, InitialiserConfig(), **common, **options)
 
 
@@ -127,12 +127,12 @@ def test_a_turn_is_found_from_the_uniform_kernel(images):
     found = estimated(blurred["turned"], known.kernel, progress=lambda *call: calls.append(call))
     assert calls == [(1, 2), (2, 2)]
     assert found.gain > ShakeConfig().smallest_gain
-    assert found.roll_std == pytest.approx(math.degrees(known.roll_std), rel=0.4)
-    assert found.kernels.shape[:2] == (4, 4)
+    assert found.roll_std == pytest.approx(math.degrees(known.roll_std), rel=0.3)
+    nodes = filter_flow.kernels_within(jnp.asarray(found.kernels), (SIDE, SIDE), (slice(None), slice(None)), (4, 4))
     corners = [(i, j) for i in (0, 3) for j in (0, 3)]
     before = np.mean([kernel_similarity(known.kernel, field[corner]) for corner in corners])
-    after = np.mean([kernel_similarity(found.kernels[corner], field[corner]) for corner in corners])
-    assert after > before + 0.05
+    after = np.mean([kernel_similarity(np.asarray(nodes)[corner], field[corner]) for corner in corners])
+    assert after > before + 0.15
 
 
 def test_a_still_camera_gains_nothing_and_ends_the_estimate(images):
