@@ -24,6 +24,7 @@ import pathlib
 import sys
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
@@ -215,8 +216,8 @@ def make_set(image_dir: pathlib.Path, output_dir: pathlib.Path, recipe: Recipe) 
     for path in paths:
         sharp = _read_sharp(path, recipe)
         margin = recipe.margin(sharp.shape)
-        uniform = [(blur.name, blur.kind, blur.number, blur) for blur in blurs]
-        shakes = [
+        uniform: list[tuple[str, str, int, Blur | Shake]] = [(blur.name, blur.kind, blur.number, blur) for blur in blurs]
+        shakes: list[tuple[str, str, int, Blur | Shake]] = [
             (f"shake3d{round(shake.extent) + 3}_{shake.seed[-1]}", "shake3d", shake.seed[-1], shake)
             for shake in make_shakes(recipe, path.stem)
         ]
@@ -225,7 +226,12 @@ def make_set(image_dir: pathlib.Path, output_dir: pathlib.Path, recipe: Recipe) 
         ):
             name = f"{path.stem}_{label}_noise{level}"
             generator = np.random.default_rng([recipe.seed, zlib.crc32(name.encode())])
-            options = {"margin": margin, "noise_std": noise_std, "exposure": recipe.exposure, "generator": generator}
+            options: dict[str, Any] = {
+                "margin": margin,
+                "noise_std": noise_std,
+                "exposure": recipe.exposure,
+                "generator": generator,
+            }
             more: dict[str, float] = {}
             if isinstance(blur, Shake):
                 blurry, truth = shaken(sharp, blur, **options)

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
+from jaxdeblur.config import Blur
 from jaxdeblur.errors import InputError, describe
 
 COLUMNS = ("name", "blurry", "uniform", "other", "truth", "gain", "roll_std", "chosen", "seconds")
@@ -46,7 +47,7 @@ def regional_psnr(restored: np.ndarray, sharp: np.ndarray, *, crop: int = 15) ->
     return {"whole": whole.psnr} | {name: float(value) for name, value in regional.items()}
 
 
-def measure(name: str, blurry: np.ndarray, sharp: np.ndarray, kernel: np.ndarray | None, blur: str) -> dict[str, object]:
+def measure(name: str, blurry: np.ndarray, sharp: np.ndarray, kernel: np.ndarray | None, blur: Blur) -> dict[str, object]:
     """One row of the table."""
     import jax
 

@@ -576,6 +576,7 @@ class TestRealPipeline:
         assert np.load(corner / "one" / "blurry_kernel.npy").shape == (11, 11)
 
 
+@pytest.mark.slow
 def test_kernels_that_vary_from_the_command_line(workplace, cli, monkeypatch):
     """A whole run: kernels are found, written as a grid, and taken back as known ones."""
     monkeypatch.setattr(images, "_setup_cache", lambda setting: None)

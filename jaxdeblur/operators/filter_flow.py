@@ -163,7 +163,7 @@ def _overlap_add(patches: jax.Array, starts: list[tuple[int, int]], shape: tuple
     corners = jnp.asarray(starts)
 
     def add(index: jax.Array, total: jax.Array) -> jax.Array:
-        corner = (*([0] * len(lead)), corners[index, 0], corners[index, 1])
+        corner = [*[jnp.zeros((), corners.dtype)] * len(lead), corners[index, 0], corners[index, 1]]
         patch = jax.lax.dynamic_index_in_dim(patches, index, axis=-3, keepdims=False)
         # Slices instead of a scatter, which on CPUs goes through an image pixel by pixel.
         return jax.lax.dynamic_update_slice(total, jax.lax.dynamic_slice(total, corner, patch.shape) + patch, corner)
