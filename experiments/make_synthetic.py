@@ -2,12 +2,16 @@
 
     python -m experiments.make_synthetic --image_dir=photos --output_dir=data/synthetic
     python -m experiments.make_synthetic --image_dir=photos --output_dir=data/night --blurs=motion --exposure=3
+    python -m experiments.make_synthetic --image_dir=photos --output_dir=data/shakes --blurs=shake3d --max_roll=1.5
 
 Every sharp image is blurred by every kernel at every noise level. The blur is true convolution on the valid support: nothing
 is made up beyond the image's border, which is cut off instead, by as much for all kernels, so that all versions of an image
 have one size. Then noise is added, and the result is clipped and rounded to 8 bits. The output folder holds blurry/, sharp/ and
 kernels/ with files of the same names, as the dataset "folder" reads them, and set.json, which says how each was made. The same
 command gives the same bytes.
+
+shake3d is a camera that turns (experiments/shake3d.py): another path for every image, ``--kernel_sizes`` wide in its middle,
+with a roll of half of ``--max_roll`` or more. Its kernels are arrays ``[rows, columns, h, w]``, one for each 64 pixels or so.
 """
 
 from __future__ import annotations
@@ -15,16 +19,19 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import pathlib
 import sys
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
 import scipy.signal
 from absl import flags
 
+from experiments.shake3d import Shake
 from jaxdeblur.config import SMALLEST_SIDE, check_kernel_size
 from jaxdeblur.errors import InputError
 from jaxdeblur.imaging.kernel_files import write_kernel_array
@@ -32,7 +39,8 @@ from jaxdeblur.imaging.reading import read_image
 from jaxdeblur.imaging.selection import IMAGE_SUFFIXES
 from jaxdeblur.operators.trajectories import motion_kernel
 
-KINDS = ("motion", "defocus", "gaussian")
+KINDS = ("motion", "defocus", "gaussian", "shake3d")
+UNIFORM = KINDS[:3]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,23 +50,29 @@ class Recipe:
     Attributes:
       kinds: of blur, each one of ``KINDS``.
       kernel_sizes: odd sides of the kernels.
-      num_motions: motion kernels of each size.
+      num_motions: motion kernels, or shakes of each image, of each size.
       noise_stds: standard deviations of the noise, in [0, 1] units.
       exposure: factor on the scene's light before the blur.
       side: of the middle that is used of larger images, or None for all of them.
       seed: of kernels and noise.
+      max_roll: of shakes, in degrees.
+      focal_length: of shakes, in millimetres as of a 35 mm camera.
+      jpeg_quality: of the blurry images, from 1 to 100, or None for PNG.
 
     Raises:
       InputError: a value cannot be used.
     """
 
-    kinds: tuple[str, ...] = KINDS
+    kinds: tuple[str, ...] = UNIFORM
     kernel_sizes: tuple[int, ...] = (15, 25)
     num_motions: int = 2
     noise_stds: tuple[float, ...] = (0.005,)
     exposure: float = 1.0
     side: int | None = None
     seed: int = 0
+    max_roll: float = 1.5
+    focal_length: float = 35.0
+    jpeg_quality: int | None = None
 
     def __post_init__(self) -> None:
         for kind in self.kinds:
@@ -72,6 +86,20 @@ class Recipe:
             raise InputError("--noise_stds must be 0 or more and below 1: pixel values are in [0, 1]")
         if not 0.0 < self.exposure < np.inf:
             raise InputError(f"--exposure={self.exposure} is no factor on light: give a positive number")
+        if not 0.0 < self.max_roll <= 10.0:
+            raise InputError(f"--max_roll={self.max_roll}: give degrees, above 0 and at most 10")
+        if not 5.0 <= self.focal_length <= 2000.0:
+            raise InputError(f"--focal_length={self.focal_length}: give millimetres, from 5 to 2000")
+        if self.jpeg_quality is not None and not 1 <= self.jpeg_quality <= 100:
+            raise InputError(f"--jpeg_quality={self.jpeg_quality}: give a number from 1 to 100")
+
+    def margin(self, shape: tuple[int, ...]) -> int:
+        """Pixels to be cut off each side of an image of ``shape``, whatever it is blurred by."""
+        half = max(self.kernel_sizes) // 2
+        if "shake3d" not in self.kinds:
+            return half
+        # About their mean, paths may reach nearly as far as they are wide; perspective adds little.
+        return math.ceil(1.1 * (2 * half + math.radians(self.max_roll) * math.hypot(*shape[:2]) / 2)) + 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +132,7 @@ def gaussian_kernel(size: int) -> np.ndarray:
 def make_blurs(recipe: Recipe) -> list[Blur]:
     """All kernels of a set."""
     blurs = []
-    for kind, size in itertools.product(recipe.kinds, recipe.kernel_sizes):
+    for kind, size in itertools.product([kind for kind in recipe.kinds if kind in UNIFORM], recipe.kernel_sizes):
         if kind == "motion":
             for number in range(1, recipe.num_motions + 1):
                 # Seeded by what it is, so that it does not depend on which others are made.
@@ -113,6 +141,27 @@ def make_blurs(recipe: Recipe) -> list[Blur]:
         else:
             blurs.append(Blur(kind, 1, disc_kernel(size) if kind == "defocus" else gaussian_kernel(size)))
     return blurs
+
+
+def make_shakes(recipe: Recipe, stem: str) -> list[Shake]:
+    """All shakes of the image of that name."""
+    shakes = []
+    for size in recipe.kernel_sizes if "shake3d" in recipe.kinds else ():
+        for number in range(1, recipe.num_motions + 1):
+            seed = (recipe.seed, zlib.crc32(stem.encode()), size, number)
+            roll = recipe.max_roll * np.random.default_rng(seed).uniform(0.5, 1.0)
+            shakes.append(Shake(size - 3, roll, recipe.focal_length, seed))
+    return shakes
+
+
+def shaken(
+    sharp: np.ndarray, shake: Shake, *, margin: int, noise_std: float, exposure: float, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """As :func:`degrade`, by a turning camera."""
+    radiance = exposure * sharp.astype(np.float64)
+    inner = (slice(margin, len(radiance) - margin), slice(margin, radiance.shape[1] - margin))
+    blurry = shake.blur(radiance)[inner]
+    return _levels(blurry + generator.normal(0.0, noise_std, blurry.shape)), _levels(radiance[inner])
 
 
 def degrade(
@@ -157,34 +206,56 @@ def make_set(image_dir: pathlib.Path, output_dir: pathlib.Path, recipe: Recipe) 
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise InputError(f"--output_dir={output_dir} holds something already: give a new or an empty folder")
     blurs = make_blurs(recipe)
-    margin = max(recipe.kernel_sizes) // 2
     paths = _sharp_images(image_dir)
     for path in paths:
-        _read_sharp(path, recipe.side, margin)
+        _read_sharp(path, recipe)
     for folder in ("blurry", "sharp", "kernels"):
         (output_dir / folder).mkdir(parents=True, exist_ok=True)
 
     made = []
     for path in paths:
-        sharp = _read_sharp(path, recipe.side, margin)
-        for blur, (level, noise_std) in itertools.product(blurs, enumerate(recipe.noise_stds, start=1)):
-            name = f"{path.stem}_{blur.name}_noise{level}"
+        sharp = _read_sharp(path, recipe)
+        margin = recipe.margin(sharp.shape)
+        uniform: list[tuple[str, str, int, Blur | Shake]] = [(blur.name, blur.kind, blur.number, blur) for blur in blurs]
+        shakes: list[tuple[str, str, int, Blur | Shake]] = [
+            (f"shake3d{round(shake.extent) + 3}_{shake.seed[-1]}", "shake3d", shake.seed[-1], shake)
+            for shake in make_shakes(recipe, path.stem)
+        ]
+        for (label, kind, number, blur), (level, noise_std) in itertools.product(
+            [*uniform, *shakes], enumerate(recipe.noise_stds, start=1)
+        ):
+            name = f"{path.stem}_{label}_noise{level}"
             generator = np.random.default_rng([recipe.seed, zlib.crc32(name.encode())])
-            blurry, truth = degrade(
-                sharp, blur.kernel, margin=margin, noise_std=noise_std, exposure=recipe.exposure, generator=generator
-            )
-            for folder, image in (("blurry", blurry), ("sharp", truth)):
-                iio.imwrite(output_dir / folder / f"{name}.png", image, plugin="pillow")
-            write_kernel_array(output_dir / "kernels" / f"{name}.npy", blur.kernel)
+            options: dict[str, Any] = {
+                "margin": margin,
+                "noise_std": noise_std,
+                "exposure": recipe.exposure,
+                "generator": generator,
+            }
+            more: dict[str, float] = {}
+            if isinstance(blur, Shake):
+                blurry, truth = shaken(sharp, blur, **options)
+                kernel = blur.kernels((sharp.shape[0], sharp.shape[1]), margin)
+                more = {"roll": blur.roll, "extent": blur.extent, "focal_length": blur.focal_length}
+            else:
+                blurry, truth = degrade(sharp, blur.kernel, **options)
+                kernel = blur.kernel
+            if recipe.jpeg_quality is None:
+                iio.imwrite(output_dir / "blurry" / f"{name}.png", blurry, plugin="pillow")
+            else:
+                iio.imwrite(output_dir / "blurry" / f"{name}.jpg", blurry, plugin="pillow", quality=recipe.jpeg_quality)
+            iio.imwrite(output_dir / "sharp" / f"{name}.png", truth, plugin="pillow")
+            write_kernel_array(output_dir / "kernels" / f"{name}.npy", kernel)
             made.append(
                 {
                     "name": name,
                     "image": path.name,
-                    "blur": blur.kind,
-                    "number": blur.number,
-                    "kernel_size": len(blur.kernel),
+                    "blur": kind,
+                    "number": number,
+                    "kernel_size": kernel.shape[-1],
                     "noise_std": noise_std,
                     "saturated": float(np.mean(blurry == 255)),
+                    **more,
                 }
             )
     # Written last: a folder without it was not finished.
@@ -206,15 +277,16 @@ def _sharp_images(folder: pathlib.Path) -> list[pathlib.Path]:
     return paths
 
 
-def _read_sharp(path: pathlib.Path, side: int | None, margin: int) -> np.ndarray:
+def _read_sharp(path: pathlib.Path, recipe: Recipe) -> np.ndarray:
     """The image's pixels, or the middle of them."""
     pixels = read_image(path).pixels
-    if side is not None:
+    if recipe.side is not None:
         rows, columns = (
-            slice((length - side) // 2, (length - side) // 2 + side) for length in np.maximum(pixels.shape[:2], side)
+            slice((length - side) // 2, (length - side) // 2 + side)
+            for length, side in ((length, min(length, recipe.side)) for length in pixels.shape[:2])
         )
         pixels = pixels[rows, columns]
-    smallest = SMALLEST_SIDE + 2 * margin
+    smallest = SMALLEST_SIDE + 2 * recipe.margin(pixels.shape)
     if min(pixels.shape[:2]) < smallest:
         raise InputError(
             f"{path}: {pixels.shape[1]}×{pixels.shape[0]} pixels are too few for these kernels: {smallest} a side are needed"
@@ -243,9 +315,11 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_boolean("help", False, "Print this and stop.", short_name="h", flag_values=values)
     flags.DEFINE_string("image_dir", None, "Folder of sharp images.", flag_values=values)
     flags.DEFINE_string("output_dir", None, "Where the set goes; must be new or empty.", flag_values=values)
-    flags.DEFINE_list("blurs", list(KINDS), f"Kinds of blur, of {', '.join(KINDS)}.", flag_values=values)
+    flags.DEFINE_list("blurs", list(UNIFORM), f"Kinds of blur, of {', '.join(KINDS)}.", flag_values=values)
     flags.DEFINE_list("kernel_sizes", ["15", "25"], "Odd sides of the kernels, in pixels.", flag_values=values)
-    flags.DEFINE_integer("num_motions", 2, "Motion kernels of each size.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer(
+        "num_motions", 2, "Motion kernels, or shakes of each image, of each size.", lower_bound=1, flag_values=values
+    )
     flags.DEFINE_list("noise_stds", ["0.005"], "Standard deviations of the noise, in [0, 1] units.", flag_values=values)
     flags.DEFINE_float(
         "exposure", 1.0, "Factor on the light before the blur; above 1, highlights are clipped after it.", flag_values=values
@@ -254,6 +328,9 @@ def define_flags() -> flags.FlagValues:
         "side", None, "Use only the middle of the images, at most this many pixels a side.", lower_bound=1, flag_values=values
     )
     flags.DEFINE_integer("seed", 0, "Of the motion kernels and the noise.", lower_bound=0, flag_values=values)
+    flags.DEFINE_float("max_roll", 1.5, "Largest roll of a shake over its exposure, in degrees.", flag_values=values)
+    flags.DEFINE_float("focal_length", 35.0, "Of shakes, in millimetres as of a 35 mm camera.", flag_values=values)
+    flags.DEFINE_integer("jpeg_quality", None, "Write the blurry images as JPEGs of this quality.", flag_values=values)
     return values
 
 
@@ -278,6 +355,9 @@ def main(argv: Sequence[str]) -> int:
             exposure=values.exposure,
             side=values.side,
             seed=values.seed,
+            max_roll=values.max_roll,
+            focal_length=values.focal_length,
+            jpeg_quality=values.jpeg_quality,
         )
         folder = pathlib.Path(values.output_dir).expanduser()
         count = make_set(pathlib.Path(values.image_dir).expanduser(), folder, recipe)

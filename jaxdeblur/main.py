@@ -21,7 +21,7 @@ from typing import Any, get_args
 
 from absl import flags
 
-from jaxdeblur.config import FINALS, Config
+from jaxdeblur.config import BLURS, FINALS, Config
 from jaxdeblur.errors import InputError, describe
 from jaxdeblur.imaging.kernel_files import read_kernel
 from jaxdeblur.imaging.reading import MAX_MEGAPIXELS, read_image
@@ -117,6 +117,13 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_enum("teacher", None, ["dmphn", "dwdn"], "Pre-trained network, in presets that use one.", flag_values=values)
     string("teacher_weights", None, "File or folder of that network's weights; they do not come with jaxdeblur.")
     flags.DEFINE_enum("final", None, FINALS, "How the final image is made from the kernel.", flag_values=values)
+    flags.DEFINE_enum(
+        "blur",
+        None,
+        BLURS,
+        "'varying' for a camera that turned: a kernel for each part of the image; 'auto' where it explains the image better.",
+        flag_values=values,
+    )
     string(
         "region", None, "Part from which the kernel is estimated, as x,y,width,height in pixels; all of the image is restored."
     )
@@ -327,6 +334,7 @@ def _config(values: flags.FlagValues, saved: SavedRun | None) -> Config:
         num_restarts=values.num_restarts,
         num_posterior_samples=values.num_posterior_samples,
         final=values.final,
+        blur=values.blur,
         teacher=values.teacher,
         teacher_weights=values.teacher_weights,
         stopping=values.stopping,

@@ -16,7 +16,7 @@ import tifffile
 from PIL import Image
 
 from jaxdeblur import pipeline
-from jaxdeblur.config import COMPRESSED_NOISE_STD, Config
+from jaxdeblur.config import COMPRESSED_NOISE_STD, Config, ShakeConfig
 from jaxdeblur.jobs import images
 from jaxdeblur.jobs.cluster import Outcome
 from jaxdeblur.jobs.report import to_json
@@ -660,3 +660,41 @@ class TestRealPipeline:
         report = json.loads((corner / "one" / "blurry_report.json").read_text())
         assert sum(candidate["chosen"] for candidate in report["candidates"]) == 1
         assert np.load(corner / "one" / "blurry_kernel.npy").shape == (11, 11)
+
+
+@pytest.mark.slow
+def test_kernels_that_vary_from_the_command_line(workplace, cli, monkeypatch):
+    """A whole run: kernels are found, written as a grid, and taken back as known ones."""
+    monkeypatch.setattr(images, "_setup_cache", lambda setting: None)
+    Image.fromarray(np.round(255 * scene().blurry).astype(np.uint8)).save(workplace / "blurry.png")
+    shake = ShakeConfig(
+        scales=(1.0,), degrees=(1,), descents=(0,), iterations=(6,), patch_side=48, num_patches=4, node_spacing=32
+    )
+    report = {
+        "config": to_json(Config(initialiser=QUICK, shake=shake)),
+        "seed": 0,
+        "input": {"path": "blurry.png"},
+        "known_kernel": False,
+    }
+    (workplace / "quick.json").write_text(json.dumps(report | {"version": __version__, "jax_version": "any"}))
+    common = ["--image=blurry.png", "--config=quick.json"]
+    status, lines, errors = cli(*common, "--kernel_size=11", "--blur=varying", "--output_dir=one")
+    assert (status, errors) == (0, [])
+    assert any("in each of 3×3 parts" in line for line in lines)
+    kernels = np.load(workplace / "one/blurry_kernel.npy")
+    assert kernels.shape[:2] == (3, 3)
+    found = json.loads((workplace / "one/blurry_report.json").read_text())
+    assert found["config"]["blur"] == "varying"
+    assert found["shake"]["chosen"]
+    assert found["chosen"] == "varying kernel, learned"
+    with Image.open(workplace / "one/blurry_kernel.png") as grid:
+        assert grid.size == (3 * (kernels.shape[3] + 1) - 1, 3 * (kernels.shape[2] + 1) - 1)
+    status, _, errors = cli(*common, "--kernel=one/blurry_kernel.npy", "--output_dir=two")
+    assert (status, errors) == (0, [])
+    np.testing.assert_allclose(np.load(workplace / "two/blurry_kernel.npy"), kernels, atol=1e-6)
+    assert (workplace / "two/blurry_deblurred.png").read_bytes() == (workplace / "one/blurry_deblurred.png").read_bytes()
+
+
+def test_a_blur_that_goes_with_no_preset_is_refused(refused):
+    assert "hyper_laplacian" in refused("--image=photo.png", "--blur=varying", "--final=hyper_laplacian")
+    assert "should be one of" in refused("--image=photo.png", "--blur=wavy")

@@ -11,7 +11,16 @@ from PIL import Image
 
 from jaxdeblur import InputError, deblur
 from jaxdeblur.classical import finish, initialiser
-from jaxdeblur.config import Config, FitConfig, KernelMlpConfig, LossInterval, SkipNetConfig, StoppingConfig, constant
+from jaxdeblur.config import (
+    Config,
+    FitConfig,
+    KernelMlpConfig,
+    LossInterval,
+    ShakeConfig,
+    SkipNetConfig,
+    StoppingConfig,
+    constant,
+)
 from jaxdeblur.evaluation.metrics import aligned_metrics, kernel_similarity, psnr
 from jaxdeblur.operators import blur
 from jaxdeblur.pipeline import Photo, deblur_batch, refinish
@@ -350,3 +359,72 @@ class TestBatch:
         photos = [Photo(scene().blurry, KEY), Photo(scene().blurry, KEY, kernel=scene().kernel)]
         blind, known = deblur_batch(photos, CLASSICAL)
         assert (blind.chosen, known.chosen) == ("classical kernel, learned", "given kernel, learned")
+
+
+class TestBlurThatVaries:
+    SHAKE = ShakeConfig(
+        scales=(0.5, 1.0), degrees=(1, 1), descents=(3, 0), iterations=(6, 6), patch_side=48, num_patches=4, node_spacing=32
+    )
+
+    # A hundred pixels are too few to find a turn.
+    WITHOUT_DESCENT = dataclasses.replace(SHAKE, scales=(1.0,), degrees=(1,), descents=(0,), iterations=(6,))
+
+    def test_an_image_of_a_still_camera_stays_uniform(self, blind):
+        config = dataclasses.replace(CLASSICAL, blur="auto", shake=self.SHAKE)
+        result = deblur(scene().blurry, config, key=KEY)
+        assert result.shake is not None
+        assert not result.shake.chosen
+        assert result.shake.gain < config.shake.smallest_gain
+        assert result.chosen == "classical kernel, learned"
+        assert result.restored.tobytes() == blind[0].restored.tobytes()
+        assert "shake" in result.seconds
+
+    def test_kernels_for_each_part_where_they_are_asked_for(self):
+        result = deblur(scene().blurry, dataclasses.replace(CLASSICAL, blur="varying", shake=self.WITHOUT_DESCENT), key=KEY)
+        assert result.chosen == "varying kernel, learned"
+        assert result.shake is not None
+        assert result.shake.chosen
+        assert result.kernel.shape[:2] == (3, 3)
+        np.testing.assert_allclose(result.kernel.sum((2, 3)), 1.0, atol=1e-5)
+        assert [(one.name, one.chosen) for one in result.candidates] == [("classical", False), ("varying", True)]
+        assert gain(result.restored, scene()) > 5.0
+
+    def test_kernels_that_give_no_plausible_image_are_left(self, blind, monkeypatch):
+        shares = iter([0.5, 0.0])
+        monkeypatch.setattr(finish, "overshoot", lambda restored: next(shares))
+        result = deblur(scene().blurry, dataclasses.replace(CLASSICAL, blur="varying", shake=self.WITHOUT_DESCENT), key=KEY)
+        assert result.restored.tobytes() == blind[0].restored.tobytes()
+        assert result.shake is not None
+        assert not result.shake.chosen
+        assert any("vary over the image give no plausible" in warning for warning in result.warnings)
+
+    def test_given_kernels_are_used(self):
+        known = scene()
+        kernels = np.broadcast_to(3.0 * known.kernel, (2, 3, *known.kernel.shape))
+        result = deblur(known.blurry, CLASSICAL, key=KEY, kernel=kernels)
+        assert result.kernel.shape == kernels.shape
+        assert result.chosen == "given kernel, learned"
+        assert psnr(result.restored, known.sharp) > psnr(known.blurry, known.sharp) + 9.0
+
+    @pytest.mark.slow
+    def test_a_deep_prior_takes_them_in_its_forward_model(self):
+        known = scene()
+        kernels = np.broadcast_to(known.kernel, (2, 2, *known.kernel.shape))
+        config = Config(initialiser=None, fit=TINY_FIT, final="generator")
+        result = deblur(known.blurry, config, key=KEY, kernel=kernels)
+        assert result.chosen == "generator"
+        assert np.isfinite(result.history["fit"]).all()
+        one = deblur(known.blurry, config, key=KEY, kernel=known.kernel)
+        # Equal kernels everywhere are one kernel.
+        np.testing.assert_allclose(result.history["fit"], one.history["fit"], rtol=1e-3)
+
+    @pytest.mark.parametrize(
+        "changes", [{"blur": "wavy"}, {"blur": "varying", "final": "hyper_laplacian"}, {"blur": "auto", "initialiser": None}]
+    )
+    def test_what_does_not_go_together_is_refused(self, changes):
+        with pytest.raises(InputError):
+            dataclasses.replace(CLASSICAL, fit=TINY_FIT, **changes)
+
+    def test_kernels_for_too_many_parts_are_refused(self):
+        with pytest.raises(InputError, match="too many parts"):
+            deblur(scene().blurry, CLASSICAL, key=KEY, kernel=np.ones((20, 2, 5, 5), np.float32))

@@ -16,6 +16,7 @@ from jaxdeblur.classical import saturated as sat
 from jaxdeblur.classical import sparse as sp
 from jaxdeblur.config import NonblindConfig
 from jaxdeblur.errors import InputError
+from jaxdeblur.operators.filter_flow import kernels_of_part
 
 # Those that restore the whole support behind an image, with the sparse prior's weight.
 _WHOLE_SUPPORT = {"sparse": sp.sparse, "saturated": sat.saturated}
@@ -25,6 +26,8 @@ _TILES_AT_ONCE = 2
 # With which the learned prior's images begin where there are several tiles and they take minutes: half the usual number, for
 # 0.04 dB, measured on the sample.
 _TILES_CG_STEPS = 20
+# Those that take a kernel for each part of the image.
+VARYING = ("learned", *_WHOLE_SUPPORT)
 
 
 def restore(
@@ -40,7 +43,7 @@ def restore(
 
     Args:
       blurry: ``[H, W]`` or ``[H, W, C]`` in [0, 1].
-      kernel: ``[h, w]``, odd sides, summing to one.
+      kernel: ``[h, w]``, odd sides, summing to one; or ``[R, C, h, w]``, one for each of the parts of the image.
       method: one of :data:`METHODS`; ``saturated`` for images with clipped highlights.
       config: weights and the side of a tile.
       noise_std: of the image, in [0, 1] units.
@@ -50,25 +53,27 @@ def restore(
       The shape of ``blurry``; not clipped.
 
     Raises:
-      InputError: no such method.
+      InputError: no such method, or it takes one kernel only.
     """
     if method not in METHODS:
         raise InputError(f"unknown non-blind method {method!r}: choose from {', '.join(METHODS)}")
+    if method not in VARYING and kernel.ndim == 4:
+        raise InputError(f"{method} takes one kernel for the whole image: choose from {', '.join(VARYING)}")
 
     # Beyond about two kernels' width a pixel has no say any more.
-    overlap = 2 * max(kernel.shape)
+    overlap = 2 * max(kernel.shape[-2:])
     spans = [_spans(length, config.tile_side, overlap) for length in blurry.shape[:2]]
     tiles = [(rows, columns) for rows in spans[0] for columns in spans[1]]
     num_cg_steps = sp.NUM_CG_STEPS if len(tiles) == 1 else _TILES_CG_STEPS
 
-    def one(tile: jax.Array) -> jax.Array:
+    def one(tile: jax.Array, kernel: jax.Array) -> jax.Array:
         if method == "hyper_laplacian":
             weight = config.smoothness * kf.weight_for_noise(noise_std)
-            return kf.hyper_laplacian(tile, jnp.asarray(kernel), weight=weight)
+            return kf.hyper_laplacian(tile, kernel, weight=weight)
         if method == "learned":
             whole = ln.learned(
                 tile,
-                jnp.asarray(kernel),
+                kernel,
                 noise_std=noise_std,
                 kernel_std=config.kernel_std,
                 smoothness=config.smoothness,
@@ -76,13 +81,17 @@ def restore(
             )
         else:
             weight = config.smoothness * sp.weight_for_noise(noise_std, base=config.sparse_weight)
-            whole = _WHOLE_SUPPORT[method](tile, jnp.asarray(kernel), weight=weight)
-        (h, w), (rows, columns) = kernel.shape, tile.shape[:2]
+            whole = _WHOLE_SUPPORT[method](tile, kernel, weight=weight)
+        (h, w), (rows, columns) = kernel.shape[-2:], tile.shape[:2]
         return whole[h // 2 : h // 2 + rows, w // 2 : w // 2 + columns]
 
     total = np.zeros(blurry.shape, np.float32)
     weights = np.zeros(blurry.shape[:2] + (1,) * (blurry.ndim - 2), np.float32)
-    pixels = _side_by_side(lambda tile: np.asarray(one(jnp.asarray(blurry[tile]))), tiles)
+
+    def restored_tile(tile: tuple[slice, slice]) -> np.ndarray:
+        return np.asarray(one(jnp.asarray(blurry[tile]), jnp.asarray(kernels_of_part(kernel, blurry.shape, tile))))
+
+    pixels = _side_by_side(restored_tile, tiles)
     for done, ((rows, columns), restored) in enumerate(zip(tiles, pixels, strict=True), start=1):
         window = np.outer(_fade(rows, blurry.shape[0], overlap), _fade(columns, blurry.shape[1], overlap))
         window = window.reshape(window.shape + (1,) * (blurry.ndim - 2)).astype(np.float32)

@@ -25,7 +25,7 @@ import numpy as np
 
 from jaxdeblur.classical import sparse
 from jaxdeblur.classical.compiled import reproducible_jit
-from jaxdeblur.operators import blur
+from jaxdeblur.operators import blur, filter_flow
 
 Weights = Mapping[str, jax.Array]
 
@@ -84,7 +84,8 @@ def learned(
 
     Args:
       blurry: ``[H, W]`` or ``[H, W, C]``, in [0, 1].
-      kernel: ``[h, w]``, odd sides, non-negative, summing to one.
+      kernel: ``[h, w]``, odd sides, non-negative, summing to one; or ``[R, C, h, w]``, one for each of the parts of the
+        image, see :func:`jaxdeblur.operators.filter_flow.filter_flow`.
       noise_std: of the blurry image, in [0, 1] units.
       kernel_std: how far the blurry image that the kernel predicts is off for the kernel's own faults, as a deviation in [0, 1]
         units: 0 for a kernel that is exact, some thousandths for an estimated one.
@@ -97,7 +98,7 @@ def learned(
       ``[H+h-1, W+w-1]`` or ``[H+h-1, W+w-1, C]``; not clipped.
     """
     chex.assert_rank(blurry, {2, 3})
-    chex.assert_rank(kernel, 2)
+    chex.assert_rank(kernel, {2, 4})
     chex.assert_scalar_non_negative(noise_std)
     chex.assert_scalar_non_negative(kernel_std)
     chex.assert_scalar_positive(smoothness)
@@ -125,7 +126,7 @@ def stages(
     Args:
       start: z₀, ``[C, H+h-1, W+w-1]``.
       blurry: ``[C, H, W]``.
-      kernel: ``[h, w]``.
+      kernel: ``[h, w]`` or ``[R, C, h, w]``.
       noise_std: ``σ``, positive.
       weights: of the network and the stages.
 
@@ -156,20 +157,20 @@ def data_step(
     """The solver of ``(AᵀA + ρ) x = Aᵀy + ρ z``, A the blur on the valid support.
 
     Conjugate gradients from z, preconditioned with the inverse ``1 / (|K|² + ρ)`` of what the matrix would be if the image
-    went round: the two differ at the border alone, so that a few steps do.
+    went round: the two differ at the border alone, so that a few steps do. Where the kernel varies, ``|K|²`` is its mean.
 
     Args:
       blurry: y, ``[C, H, W]``.
-      kernel: ``[h, w]``.
+      kernel: ``[h, w]`` or ``[R, C, h, w]``.
       support: ``(H+h-1, W+w-1)``.
       num_cg_steps: 1 or more.
 
     Returns:
       A function from z ``[C, H+h-1, W+w-1]`` and ρ > 0 to x, of the shape of z.
     """
-    forward, adjoint = blur.valid_blur(kernel, support)
+    forward, adjoint = filter_flow.blur_operator(kernel, support)
     shape = blur.fast_shape(support)
-    power = jnp.abs(blur.kernel_spectrum(kernel, shape)) ** 2
+    power = filter_flow.mean_power(kernel, shape)
 
     def solve(image: jax.Array, pull: jax.Array | float) -> jax.Array:
         def precondition(residual: jax.Array) -> jax.Array:

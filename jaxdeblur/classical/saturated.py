@@ -23,7 +23,7 @@ from jax.scipy.sparse.linalg import cg
 from jaxdeblur.classical import sparse
 from jaxdeblur.classical.compiled import reproducible_jit
 from jaxdeblur.errors import InputError
-from jaxdeblur.operators import blur
+from jaxdeblur.operators import blur, filter_flow
 
 # Sharpness of the response's knee. Whyte's 50 bends it from 0.9 on; measured, 200 restores 0.3 dB better.
 _SHARPNESS = 200.0
@@ -71,7 +71,7 @@ def saturated(
 
     Args:
       blurry: ``[H, W]`` or ``[H, W, C]``, in [0, 1], clipped at 1.
-      kernel: ``[h, w]``, odd sides, non-negative, summing to one.
+      kernel: ``[h, w]``, odd sides, non-negative, summing to one; or ``[R, C, h, w]``, as there.
       weight: of the prior, see :func:`jaxdeblur.classical.sparse.weight_for_noise`.
       exponent: ``α`` of the prior, in (0, 2].
       clipped_from: pixels this bright may be clipped ones; below 1, for what noise and compression take off them.
@@ -86,16 +86,16 @@ def saturated(
       InputError: a side of the kernel is even, or an option is out of its range.
     """
     chex.assert_rank(blurry, {2, 3})
-    chex.assert_rank(kernel, 2)
-    if any(side % 2 == 0 for side in kernel.shape):
+    chex.assert_rank(kernel, {2, 4})
+    if any(side % 2 == 0 for side in kernel.shape[-2:]):
         raise InputError(f"kernel has shape {kernel.shape}; give [h, w] with odd sides")
     if not 0.0 < exponent <= 2.0:
         raise InputError(f"exponent must lie in (0, 2], got {exponent}")
     if num_reweightings < 1 or num_cg_steps < 1:
         raise InputError(f"num_reweightings and num_cg_steps must be 1 or more, got {num_reweightings} and {num_cg_steps}")
     channels = blurry[None] if blurry.ndim == 2 else jnp.moveaxis(blurry, -1, 0)
-    start = blur.pad_to_latent(channels, (kernel.shape[0], kernel.shape[1]))
-    forward, adjoint = blur.valid_blur(kernel, (start.shape[-2], start.shape[-1]))
+    start = blur.pad_to_latent(channels, (kernel.shape[-2], kernel.shape[-1]))
+    forward, adjoint = filter_flow.blur_operator(kernel, (start.shape[-2], start.shape[-1]))
 
     clipped = channels >= clipped_from
     lighting = adjoint(clipped.astype(jnp.float32)) > _SMALLEST_SHARE
@@ -134,7 +134,7 @@ def misfit_by_clipping(
     Args:
       blurry: ``[H, W]`` or ``[H, W, C]``, in [0, 1].
       restored: the same shape, before it is clipped.
-      kernel: ``[h, w]``, odd sides.
+      kernel: ``[h, w]``, odd sides; or ``[R, C, h, w]``, one for each of the parts of the image.
       clipped_from: pixels this bright are clipped.
 
     Returns:
@@ -143,8 +143,13 @@ def misfit_by_clipping(
     chex.assert_rank(blurry, {2, 3})
     chex.assert_equal_shape([blurry, restored])
     observed, candidate = (image[None] if image.ndim == 2 else jnp.moveaxis(image, -1, 0) for image in (blurry, restored))
-    forward, adjoint = blur.valid_blur(kernel, (observed.shape[-2], observed.shape[-1]))
-    observed = blur.crop_to_blurry(observed, (kernel.shape[0], kernel.shape[1]))
+    h, w = kernel.shape[-2:]
+    if kernel.ndim == 4:
+        rows, columns = observed.shape[-2], observed.shape[-1]
+        seen = (slice(h // 2, rows - h // 2), slice(w // 2, columns - w // 2))
+        kernel = filter_flow.kernels_within(kernel, (rows, columns), seen, (kernel.shape[0], kernel.shape[1]))
+    forward, adjoint = filter_flow.blur_operator(kernel, (observed.shape[-2], observed.shape[-1]))
+    observed = blur.crop_to_blurry(observed, (h, w))
     lighting = adjoint((observed >= clipped_from).astype(jnp.float32)) > _SMALLEST_SHARE
     lit = forward(lighting.astype(jnp.float32)) > _SMALLEST_SHARE
     errors = jnp.where(lit, forward(jnp.clip(candidate, 0.0, 1.0)) - observed, 0.0)
@@ -157,7 +162,7 @@ def highlights_are_unexplained(blurry: np.ndarray, restored: np.ndarray, kernel:
     Args:
       blurry: ``[H, W]`` or ``[H, W, C]``, in [0, 1].
       restored: the same shape, before it is clipped.
-      kernel: ``[h, w]``, odd sides.
+      kernel: ``[h, w]``, odd sides; or ``[R, C, h, w]``, one for each of the parts of the image.
       noise_std: of the image, in [0, 1] units.
     """
     misfit = misfit_by_clipping(jnp.asarray(blurry), jnp.asarray(restored), jnp.asarray(kernel))

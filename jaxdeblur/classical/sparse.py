@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.scipy.sparse.linalg import cg
 
 from jaxdeblur.classical.compiled import reproducible_jit
-from jaxdeblur.operators import blur, gradients
+from jaxdeblur.operators import blur, filter_flow, gradients
 
 # Second derivatives weigh less: they are larger for the same edge.
 _OPERATORS = tuple((*pair, 1.0) for pair in gradients.FIRST_DERIVATIVES) + tuple(
@@ -76,7 +76,8 @@ def sparse(
 
     Args:
       blurry: ``[H, W]`` or ``[H, W, C]``, in [0, 1].
-      kernel: ``[h, w]``, odd sides, non-negative, summing to one.
+      kernel: ``[h, w]``, odd sides, non-negative, summing to one; or ``[R, C, h, w]``, one for each of the parts of the
+        image, see :func:`jaxdeblur.operators.filter_flow.filter_flow`.
       weight: of the prior.
       exponent: ``α`` in (0, 2].
       num_reweightings: quadratic problems after the first.
@@ -87,10 +88,10 @@ def sparse(
       channel to the blurry frame.
     """
     chex.assert_rank(blurry, {2, 3})
-    chex.assert_rank(kernel, 2)
+    chex.assert_rank(kernel, {2, 4})
     channels = blurry[None] if blurry.ndim == 2 else jnp.moveaxis(blurry, -1, 0)
-    start = blur.pad_to_latent(channels, (kernel.shape[0], kernel.shape[1]))
-    forward, adjoint = blur.valid_blur(kernel, (start.shape[-2], start.shape[-1]))
+    start = blur.pad_to_latent(channels, (kernel.shape[-2], kernel.shape[-1]))
+    forward, adjoint = filter_flow.blur_operator(kernel, (start.shape[-2], start.shape[-1]))
     target = adjoint(channels)
 
     def solve(image: jax.Array, weights: list[jax.Array]) -> jax.Array:

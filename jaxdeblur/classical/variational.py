@@ -37,12 +37,12 @@ from jaxdeblur.operators.kernels import crop_kernel, normalise_kernel, pad_kerne
 
 # Wide at first, so that the first images are free to take what structure the kernel leaves them.
 _FIRST_VARIANCE = 1e-2
-_NOISE_DECAY = 0.97
+NOISE_DECAY = 0.97
 _IMAGE_CG_STEPS = 10
 _KERNEL_STEPS = 8
 _POWER_STEPS = 2
 _JUDGE_ITERATIONS = 12
-_SETTLING_ITERATIONS = 8
+SETTLING_ITERATIONS = 8
 _SOFTNESS_RADIUS = 3
 _WHITENING_RADIUS = 3
 # What the model does not explain in the differences beside noise, and the largest c. More of it makes the refinement robust,
@@ -70,8 +70,8 @@ def whitening_filter(c: jax.Array | float) -> jax.Array:
 def _observe(blurry: jax.Array, c: jax.Array, image_softness_std: jax.Array | float) -> tuple[jax.Array, jax.Array]:
     """The whitened gradients ``[2, H-7, W-7]`` of the blurry image, and ``w * g``, through which they show the sharp one's."""
     white = whitening_filter(c)
-    observed = jax.vmap(lambda gradient: _convolve(gradient, white, mode="valid"))(gradients.gradient(blurry))
-    return observed, _convolve(softness_kernel(image_softness_std), white, mode="full")
+    observed = jax.vmap(lambda gradient: convolve(gradient, white, mode="valid"))(gradients.gradient(blurry))
+    return observed, convolve(softness_kernel(image_softness_std), white, mode="full")
 
 
 def softness_kernel(std: jax.Array | float) -> jax.Array:
@@ -130,28 +130,28 @@ def refine_kernel(
     soften, _ = blur.valid_blur(soft, shape)
     rows, columns = observed.shape[-2:]
     shown = jnp.zeros((rows + size[0] - 1, columns + size[1] - 1)).at[size[0] - 1 : rows, size[1] - 1 : columns].set(1.0)
-    softness = _in_the_middle(_convolve(soft, soft, mode="full"), (2 * size[0] - 1, 2 * size[1] - 1))
+    softness = in_the_middle(convolve(soft, soft, mode="full"), (2 * size[0] - 1, 2 * size[1] - 1))
 
     def alternate(_: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         sharp, variance, kernel, steepest, noise = state
-        sharp, uncertainty = _image_step(observed, _convolve(kernel, soft, mode="full"), sharp, variance, noise)
+        sharp, uncertainty = image_step(observed, convolve(kernel, soft, mode="full"), sharp, variance, noise)
 
         softened = soften(sharp)
         rest = blur.blur_valid(softened * (1.0 - shown), kernel)
         target = blur.valid_blur_of(softened * shown, size)[1](observed - rest)
         spread = uncertainty.sum(0)[radius : shape[0] - radius, radius : shape[1] - radius]
         lags = blur.correlation_lags(softened * shown, size) + jnp.sum(spread * shown) * softness
-        kernel, steepest = _nonnegative_minimum(blur.stationary_blur(lags), target, kernel, steepest, support)
-        noise = jnp.maximum(_NOISE_DECAY * noise, noise_variance)
+        kernel, steepest = nonnegative_minimum(blur.stationary_blur(lags), target, kernel, steepest, support)
+        noise = jnp.maximum(NOISE_DECAY * noise, noise_variance)
         return sharp, sharp**2 + uncertainty, normalise_kernel(kernel), steepest, noise
 
     kernel = normalise_kernel(kernel * support)
     noise = jnp.asarray(first_noise_variance, blurry.dtype)
     # With variances that have not found their values yet, the image explains everything and the kernel would shrink.
-    sharp, variance = _settle(observed, _convolve(kernel, soft, mode="full"), noise, _SETTLING_ITERATIONS)
+    sharp, variance = settle(observed, convolve(kernel, soft, mode="full"), noise, SETTLING_ITERATIONS)
     state = (sharp, variance, kernel, jnp.ones_like(kernel), noise)
     sharp, variance, kernel, _, noise = jax.lax.fori_loop(0, iterations, alternate, state)
-    return kernel, _free_energy(observed, _convolve(kernel, soft, mode="full"), sharp, variance, noise)
+    return kernel, free_energy(observed, convolve(kernel, soft, mode="full"), sharp, variance, noise)
 
 
 @reproducible_jit
@@ -179,23 +179,23 @@ def negative_log_evidence(
     chex.assert_rank([blurry, kernel], 2)
     c = jnp.clip(_JUDGING_ERROR / noise_variance, _SMALLEST_C, _LARGEST_JUDGING_C)
     observed, soft = _observe(blurry, c, image_softness_std)
-    whole = _convolve(kernel, soft, mode="full")
-    sharp, variance = _settle(observed, whole, noise_variance, _JUDGE_ITERATIONS)
-    return _free_energy(observed, whole, sharp, variance, noise_variance)
+    whole = convolve(kernel, soft, mode="full")
+    sharp, variance = settle(observed, whole, noise_variance, _JUDGE_ITERATIONS)
+    return free_energy(observed, whole, sharp, variance, noise_variance)
 
 
-def _settle(observed: jax.Array, whole: jax.Array, noise: jax.Array | float, iterations: int) -> tuple[jax.Array, jax.Array]:
+def settle(observed: jax.Array, whole: jax.Array, noise: jax.Array | float, iterations: int) -> tuple[jax.Array, jax.Array]:
     """x and γ for a kernel that stays as it is."""
     start = jnp.zeros((2, *blur.latent_shape((observed.shape[-2], observed.shape[-1]), (whole.shape[0], whole.shape[1]))))
 
     def improve(_: int, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        sharp, uncertainty = _image_step(observed, whole, *state, noise)
+        sharp, uncertainty = image_step(observed, whole, *state, noise)
         return sharp, sharp**2 + uncertainty
 
     return jax.lax.fori_loop(0, iterations, improve, (start, jnp.full_like(start, _FIRST_VARIANCE)))
 
 
-def _free_energy(
+def free_energy(
     observed: jax.Array, whole: jax.Array, sharp: jax.Array, variance: jax.Array, noise: jax.Array | float
 ) -> jax.Array:
     """F per pixel at given x and γ."""
@@ -216,7 +216,7 @@ def _seen_energy(observed: jax.Array, whole: jax.Array) -> jax.Array:
     return jnp.maximum(blur.blur_valid_adjoint(jnp.ones(observed.shape[-2:]), whole**2), 0.0)
 
 
-def _image_step(
+def image_step(
     observed: jax.Array, whole: jax.Array, sharp: jax.Array, variance: jax.Array, noise: jax.Array | float
 ) -> tuple[jax.Array, jax.Array]:
     """Posterior mean and (diagonal) variance of the sharp image's gradients, ``[2, H', W']`` each."""
@@ -231,13 +231,13 @@ def _image_step(
     return mean, uncertainty
 
 
-def _in_the_middle(array: jax.Array, shape: tuple[int, int]) -> jax.Array:
+def in_the_middle(array: jax.Array, shape: tuple[int, int]) -> jax.Array:
     """``array``, of odd sides, cut or padded by zeros to the odd ``shape``, middle on middle."""
     smaller = (min(array.shape[0], shape[0]), min(array.shape[1], shape[1]))
     return pad_kernel(crop_kernel(array, smaller), shape)
 
 
-def _nonnegative_minimum(
+def nonnegative_minimum(
     normal: blur.Operator, target: jax.Array, start: jax.Array, steepest: jax.Array, support: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Steps towards ``argmin_{k≥0} ½⟨k, N k⟩ − ⟨b, k⟩`` by FISTA (Beck, Teboulle, 2009, https://doi.org/10.1137/080716542).
@@ -261,4 +261,4 @@ def _nonnegative_minimum(
     return jax.lax.fori_loop(0, _KERNEL_STEPS, improve, (start, start, jnp.ones(())))[0], steepest
 
 
-_convolve = jax.scipy.signal.convolve2d
+convolve = jax.scipy.signal.convolve2d

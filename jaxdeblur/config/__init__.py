@@ -28,14 +28,17 @@ from jaxdeblur.config.networks import (
     UNetConfig,
 )
 from jaxdeblur.config.run import COMPRESSED_NOISE_STD, FINALS, SMALLEST_SIDE, Config, Final
+from jaxdeblur.config.shake import BLURS, Blur, ShakeConfig
 
 __all__ = [
+    "BLURS",
     "COMPRESSED_NOISE_STD",
     "FINALS",
     "LOSS_TERMS",
     "SMALLEST_SIDE",
     "SMOOTHNESS_RANGE",
     "TEACHER_TERMS",
+    "Blur",
     "Config",
     "Final",
     "FitConfig",
@@ -48,6 +51,7 @@ __all__ = [
     "LossTerm",
     "NonblindConfig",
     "Schedule",
+    "ShakeConfig",
     "SkipNetConfig",
     "StoppingConfig",
     "TeacherConfig",

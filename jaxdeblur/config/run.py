@@ -9,6 +9,7 @@ from jaxdeblur.config.checks import check_kernel_size, not_none, require
 from jaxdeblur.config.classical import InitialiserConfig, NonblindConfig
 from jaxdeblur.config.fit import FitConfig
 from jaxdeblur.config.networks import TeacherConfig
+from jaxdeblur.config.shake import BLURS, Blur, ShakeConfig
 
 Final = Literal["auto", "generator", "learned", "sparse", "hyper_laplacian", "saturated", "teacher"]
 FINALS: tuple[str, ...] = get_args(Final)
@@ -39,6 +40,9 @@ class Config:
         and standard deviation are taken; 0 for none.
       smallest_noise_std: noise of at least this standard deviation, in [0, 1] units, is assumed. Lossy compression leaves
         errors that a noise estimate cannot see; for JPEG files the command line sets :data:`COMPRESSED_NOISE_STD`.
+      blur: ``uniform``: one kernel for the whole image. ``varying``: that of a camera that turns while it shakes, another one
+        at each place. ``auto``: the latter where it explains the image better.
+      shake: settings of the varying one.
     """
 
     name: str = "custom"
@@ -51,6 +55,8 @@ class Config:
     nonblind: NonblindConfig = NonblindConfig()
     num_posterior_samples: int = 0
     smallest_noise_std: float = 0.0
+    blur: Blur = "uniform"
+    shake: ShakeConfig = ShakeConfig()
 
     def __post_init__(self) -> None:
         if self.kernel_size is not None:
@@ -58,6 +64,15 @@ class Config:
         require(0 <= self.smallest_noise_std < 1, f"smallest_noise_std must be in [0, 1), got {self.smallest_noise_std}")
         require(self.num_restarts >= 1, f"num_restarts must be 1 or more, got {self.num_restarts}")
         require(self.final in FINALS, f"unknown final {self.final!r}: choose from {', '.join(FINALS)}")
+        require(self.blur in BLURS, f"unknown blur {self.blur!r}: choose from {', '.join(BLURS)}")
+        require(
+            self.blur == "uniform" or self.initialiser is not None,
+            f"{self.name}: blur {self.blur!r} starts from the classical kernel estimate, which is left out here; choose fast",
+        )
+        require(
+            self.blur == "uniform" or self.final not in ("hyper_laplacian", "teacher"),
+            f"final {self.final!r} takes one kernel for the whole image; choose learned or sparse, or blur 'uniform'",
+        )
         require(
             self.initialiser is not None or self.fit is not None or self.final == "teacher",
             f"{self.name}: nothing estimates the kernel; give an initialiser, a fit, or both",
@@ -118,6 +133,7 @@ class Config:
         num_restarts: int | None = None,
         num_posterior_samples: int | None = None,
         final: Final | None = None,
+        blur: Blur | None = None,
         teacher: str | None = None,
         teacher_weights: str | None = None,
         stopping: str | None = None,
@@ -149,7 +165,11 @@ class Config:
                 f"{name} cannot be set: preset {self.name!r} fits no deep prior; choose another preset",
             )
         changes = not_none(
-            kernel_size=kernel_size, num_restarts=num_restarts, num_posterior_samples=num_posterior_samples, final=final
+            kernel_size=kernel_size,
+            num_restarts=num_restarts,
+            num_posterior_samples=num_posterior_samples,
+            final=final,
+            blur=blur,
         )
         if nonblind := not_none(smoothness=smoothness, amount=amount):
             changes["nonblind"] = dataclasses.replace(self.nonblind, **nonblind)

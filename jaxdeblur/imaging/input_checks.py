@@ -43,20 +43,23 @@ def check_kernel(kernel: np.ndarray | jax.Array, shape: tuple[int, ...]) -> np.n
     """``kernel`` as float32 that sums to one, once it has been found to be a blur kernel for an image of ``shape``.
 
     Args:
-      kernel: ``[h, w]``, odd sides, non-negative.
+      kernel: ``[h, w]``, odd sides, non-negative; or ``[rows, columns, h, w]``, one for each of the equal parts of the image.
       shape: ``(H, W)``.
 
     Raises:
       InputError: its shape or values are others.
     """
     array = np.asarray(kernel, np.float32)
-    if array.ndim != 2 or not all(side % 2 for side in array.shape):
+    if array.ndim not in (2, 4) or array.size == 0 or not all(side % 2 for side in array.shape[-2:]):
         raise InputError(f"kernel has shape {array.shape}; give [h, w] with odd sides")
-    if array.shape[0] >= shape[0] or array.shape[1] >= shape[1]:
+    if array.shape[-2] >= shape[0] or array.shape[-1] >= shape[1]:
         raise InputError(f"kernel of shape {array.shape} is larger than the image; give a smaller one")
-    if not np.all(np.isfinite(array)) or array.min() < 0 or array.sum() <= 0:
+    if array.ndim == 4 and (array.shape[0] > shape[0] // 8 or array.shape[1] > shape[1] // 8):
+        raise InputError(f"kernels of shape {array.shape} are for too many parts; give parts of 8 pixels a side or more")
+    total = array.sum((-2, -1), keepdims=True)
+    if not np.all(np.isfinite(array)) or array.min() < 0 or total.min() <= 0:
         raise InputError("kernel must be finite and non-negative with some mass; give a blur kernel")
-    return array / array.sum()
+    return array / total
 
 
 def check_region(region: Region | None, shape: tuple[int, ...]) -> tuple[slice, slice]:

@@ -12,6 +12,7 @@ from jaxdeblur.imaging.kernel_files import kernel_levels
 
 _MAX_PANEL = 1024  # longest side of the before and after panels
 _KERNEL_PANEL = 256  # the kernel is enlarged by a whole factor to about this, or to the image's height where that is less
+_MOST_KERNELS = 8  # along a side of a grid that is shown
 _GAP = 8
 _LABEL_HEIGHT = 24
 _FONT_SIZE = 14
@@ -25,13 +26,13 @@ def compose_preview(blurry: np.ndarray, restored: np.ndarray, kernel: np.ndarray
     Args:
       blurry: ``[H, W]`` or ``[H, W, 3]`` in [0, 1].
       restored: as ``blurry``.
-      kernel: ``[h, w]``, non-negative; shown scaled to its maximum.
+      kernel: ``[h, w]``, non-negative; shown scaled to its maximum. ``[rows, columns, h, w]``: as a grid.
     """
     before, after = _panel(blurry), _panel(restored)
     panels = [
         ("before", before),
         ("after", after),
-        ("kernel {1} x {0}".format(*kernel.shape), _kernel_panel(kernel, before.height)),
+        (_kernel_label(kernel), _kernel_panel(kernel, before.height)),
     ]
     font = ImageFont.load_default(size=_FONT_SIZE)
     widths = [max(panel.width, int(font.getlength(label)) + 1) for label, panel in panels]
@@ -93,7 +94,19 @@ def _panel(pixels: np.ndarray) -> Image.Image:
     return to_image(pixels, _MAX_PANEL).convert("RGB")
 
 
+def _kernel_label(kernel: np.ndarray) -> str:
+    height, width = kernel.shape[-2:]
+    return f"kernel {width} x {height}" if kernel.ndim == 2 else "{1} x {0} kernels".format(*kernel.shape[:2])
+
+
 def _kernel_panel(kernel: np.ndarray, height: int) -> Image.Image:
+    if kernel.ndim == 4:  # all of the grid, each kernel where it holds, at the image's own size
+        step = -(-np.array(kernel.shape[:2]) // _MOST_KERNELS)
+        kernel = kernel[step[0] // 2 :: step[0], step[1] // 2 :: step[1]]
+        shown = Image.fromarray(kernel_levels(kernel)).convert("RGB")
+        scale = min(height / shown.height, _MAX_PANEL / shown.width)
+        size = (max(1, round(shown.width * scale)), max(1, round(shown.height * scale)))
+        return shown.resize(size, Image.Resampling.BILINEAR)
     factor = max(1, min(_KERNEL_PANEL, height) // max(kernel.shape))
     levels = np.kron(kernel_levels(kernel), np.ones((factor, factor), np.uint8))
     image = Image.fromarray(levels).convert("RGB")

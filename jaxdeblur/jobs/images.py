@@ -283,7 +283,8 @@ def _finish(
     metrics = _metrics(image, result, settings.reference)
     final_paths = _paths(outputs, image, settings)
     _write(path, image, final_paths, settings, result, metrics, seconds)
-    size = f"{result.kernel.shape[1]}×{result.kernel.shape[0]}"
+    *parts, height, width = result.kernel.shape
+    size = f"{width}×{height}" + (f" in each of {parts[1]}×{parts[0]} parts" if parts else "")
     log(f"{path} -> {final_paths[0]} (kernel {size}, final image: {result.chosen}, {seconds:.1f} s)")
     if metrics is not None:
         before, after = metrics["input"], metrics["output"]
@@ -458,6 +459,7 @@ def _report(
         "kernel_size": result.kernel_size,
         "noise_std": result.noise_std,
         "chosen": result.chosen,
+        "shake": result.shake,
         "early_stop": result.stop,
         "posterior_std": _spread(result.posterior_std),
         "candidates": [{"name": one.name, "score": one.score, "chosen": one.chosen} for one in result.candidates],

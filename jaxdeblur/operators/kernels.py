@@ -67,7 +67,7 @@ def shift_kernel(kernel: jax.Array, shift: jax.Array) -> jax.Array:
     shift = jnp.asarray(shift, kernel.dtype)
     chex.assert_shape(shift, (2,))
     (h, w) = kernel.shape
-    return _sampling_matrix(h, h, shift=shift[0]) @ kernel @ _sampling_matrix(w, w, shift=shift[1]).T
+    return sampling_matrix(h, h, shift=shift[0]) @ kernel @ sampling_matrix(w, w, shift=shift[1]).T
 
 
 def centring_shift(kernel: jax.Array, *, subpixel: bool = True, tolerance: float = MASS_TOLERANCE) -> jax.Array:
@@ -125,7 +125,7 @@ def resize_kernel(kernel: jax.Array, shape: tuple[int, int], *, scale: float | N
     """
     chex.assert_rank(kernel, 2)
     rows, columns = (
-        _sampling_matrix(new, old, scale=scale if scale is not None else new / old)
+        sampling_matrix(new, old, scale=scale if scale is not None else new / old)
         for new, old in zip(shape, kernel.shape, strict=True)
     )
     return normalise_kernel(rows @ kernel @ columns.T)
@@ -165,7 +165,7 @@ def crop_kernel(kernel: jax.Array, shape: tuple[int, int]) -> jax.Array:
     return cut * (kernel.sum() / cut.sum())
 
 
-def _sampling_matrix(new: int, old: int, *, scale: float = 1.0, shift: jax.Array | float = 0.0) -> jax.Array:
+def sampling_matrix(new: int, old: int, *, scale: float = 1.0, shift: jax.Array | float = 0.0) -> jax.Array:
     """``[new, old]``: samples at pixels scaled about the centre and then moved, by a triangle that never skips a pixel."""
     position = (jnp.arange(new) - new // 2 - shift) / scale + old // 2
     distance = jnp.abs(position[:, None] - jnp.arange(old)[None, :])

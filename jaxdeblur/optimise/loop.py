@@ -41,7 +41,8 @@ class Problem:
     Attributes:
       blurry: ``[H, W]`` in [0, 1].
       key: typed random key.
-      kernel: ``[h, w]``, known and kept: only the image generator is fitted.
+      kernel: ``[h, w]``, known and kept: only the image generator is fitted. ``[R', C', h, w]`` if it varies, see
+        :func:`jaxdeblur.operators.filter_flow.filter_flow`.
       initial_kernel: ``[h, w]`` or one per restart ``[R, h, w]``, where a ``logits`` kernel generator starts.
       teacher_kernel: ``[h, w]`` that the pre-trained network deconvolves with; None for the estimate of the moment.
       surrogate: ``[H, W]``, that network's restoration of the blurry image, if known beforehand (from the colours, say).
@@ -394,7 +395,8 @@ def _check(
         if scene.surrogate is not None:
             chex.assert_equal_shape([scene.surrogate, scene.blurry])
         if problem.kernel is not None:
-            chex.assert_shape(problem.kernel, kernel_shape)
+            chex.assert_rank(problem.kernel, {2, 4})
+            chex.assert_shape(problem.kernel, (..., *kernel_shape))
             if problem.initial_kernel is not None:
                 raise InputError("a known kernel and an initial kernel were both given: leave one out")
         elif config.kernel_generator is None:

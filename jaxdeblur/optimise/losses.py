@@ -29,7 +29,7 @@ class Observation:
     Attributes:
       blurry: ``[H, W]``.
       noise_std: standard deviation of its noise, in [0, 1] units.
-      kernel: ``[h, w]`` if known, else None.
+      kernel: ``[h, w]`` if known, or ``[R', C', h, w]`` if it varies over the image, else None.
       teacher: a pre-trained network, for the terms that use one.
       teacher_kernel: ``[h, w]`` that it deconvolves with; None for the estimate of the moment.
       surrogate: ``[H, W]``, that network's restoration of the blurry image; None where it follows the kernel's estimate.
@@ -73,7 +73,7 @@ class Estimate:
 
     Attributes:
       image: sharp image on its full support ``[H+h-1, W+w-1]``.
-      kernel: ``[h, w]``.
+      kernel: ``[h, w]``, or ``[R', C', h, w]`` if it varies over the image.
       reblurred: valid part of ``kernel * image``, ``[H, W]``.
     """
 
@@ -151,12 +151,12 @@ def noise_tied_tv(estimate: Estimate, seen: Observation) -> jax.Array:
 
 
 def kernel_energy(kernel: jax.Array) -> jax.Array:
-    """``‖k‖² = Σ k²`` of a kernel ``[h, w]``: smallest for a flat kernel, 1 for a delta.
+    """``‖k‖² = Σ k²`` of a kernel ``[h, w]``, or its mean over ``[R', C', h, w]``: smallest for a flat kernel, 1 for a delta.
 
     Source: Li, Nan & Ji, "Deep image prior meets Monte-Carlo sampling", Inverse Problems 2021.
     """
-    chex.assert_rank(kernel, 2)
-    return jnp.sum(jnp.square(kernel))
+    chex.assert_rank(kernel, {2, 4})
+    return jnp.mean(jnp.sum(jnp.square(kernel), axis=(-2, -1)))
 
 
 def _restored_by_teacher(image: jax.Array, estimate: Estimate, seen: Observation) -> jax.Array:
@@ -181,7 +181,7 @@ def weak(
     """
 
     def loss(estimate: Estimate, seen: Observation) -> jax.Array:
-        image = blur.crop_to_blurry(estimate.image, (estimate.kernel.shape[0], estimate.kernel.shape[1]))
+        image = blur.crop_to_blurry(estimate.image, (estimate.kernel.shape[-2], estimate.kernel.shape[-1]))
         return distance(image, _surrogate(estimate, seen))
 
     return loss

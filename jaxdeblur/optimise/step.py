@@ -14,7 +14,7 @@ from jax import flatten_util, lax
 from jaxdeblur.config import FitConfig, ImageGeneratorConfig, KernelGeneratorConfig, StoppingConfig, Update
 from jaxdeblur.networks import registry
 from jaxdeblur.networks.registry import Params
-from jaxdeblur.operators import blur
+from jaxdeblur.operators import blur, filter_flow
 from jaxdeblur.optimise import schedules
 from jaxdeblur.optimise import stopping as early
 from jaxdeblur.optimise.losses import Estimate, Observation
@@ -188,9 +188,10 @@ def _evaluate(program: Program, name: str, params: Params, latents: jax.Array) -
 
 
 def blurred(images: jax.Array, kernels: jax.Array) -> Estimate:
-    """The forward model, for images ``[R, S, …]`` and kernels ``[R, S or 1, …]``."""
+    """The forward model, for images ``[R, S, …]`` and kernels ``[R, S or 1, …]``: ``[h, w]``, or ``[R', C', h, w]``."""
     kernels = jnp.broadcast_to(kernels, (*images.shape[:2], *kernels.shape[2:]))
-    return Estimate(image=images, kernel=kernels, reblurred=blur.blur_valid(images, kernels))
+    of_one = blur.blur_valid if kernels.ndim == 4 else jax.vmap(jax.vmap(filter_flow.blur_varying))
+    return Estimate(image=images, kernel=kernels, reblurred=of_one(images, kernels))
 
 
 def _known_kernels(observation: Observation) -> jax.Array:
@@ -253,7 +254,7 @@ def train_step(
         "loss": loss,
         "error": jnp.mean(jnp.square(estimate.reblurred - observation.blurry[:, None]), axis=(1, 2, 3)),
         "image_std": jnp.mean(jnp.std(cropped, axis=(-2, -1)), axis=1),
-        "kernel_peak": jnp.max(estimate.kernel, axis=(-3, -2, -1)),
+        "kernel_peak": jnp.max(estimate.kernel, axis=tuple(range(1, estimate.kernel.ndim))),
     }
     new = dataclasses.replace(state, step=state.step + 1, params=new_params, opt_state=new_opt_state)
     if program.stopping is not None and state.stopping is not None:

@@ -10,9 +10,13 @@ from contextlib import contextmanager
 import jax
 import numpy as np
 
+from jaxdeblur.classical.shake import ShakeEstimate
 from jaxdeblur.config import Config, InitialiserConfig
 from jaxdeblur.imaging.input_checks import Region
 from jaxdeblur.optimise.loop import FitResult, Snapshot
+
+# The name of the candidate whose kernel varies over the image.
+VARYING = "varying"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,12 +74,13 @@ class Case:
       photo: as given.
       scene: what is seen.
       clock: its seconds.
-      kernels: the candidates so far, by name.
+      kernels: the candidates so far, by name: ``[h, w]``, or ``[rows, columns, h, w]`` where the blur varies.
       kernel_size: side of the support; None as long as nothing has said so.
       surrogate: what the pre-trained network makes of the image, shaped as it, if that does not depend on the fit.
       teacher_kernel: that it made it with, if any.
       fitted: what its fit found.
       warnings: so far.
+      shake: what was found of a camera that turns, if that was asked.
     """
 
     photo: Photo
@@ -87,6 +92,7 @@ class Case:
     teacher_kernel: np.ndarray | None = None
     fitted: FitResult | None = None
     warnings: list[str] = dataclasses.field(default_factory=list)
+    shake: ShakeEstimate | None = None
 
     @property
     def window(self) -> tuple[slice, slice]:
@@ -97,8 +103,10 @@ class Case:
 
     @property
     def known_kernel(self) -> np.ndarray | None:
-        """The kernel of a fit that seeks the image alone."""
+        """The kernel of a fit that seeks the image alone; one that varies is not refined further."""
         fit = self.scene.config.fit
+        if VARYING in self.kernels:
+            return self.kernels[VARYING]
         if fit is not None and fit.kernel_generator is None and "given" not in self.kernels:
             return next(iter(self.kernels.values()))
         return self.kernels.get("given")
@@ -107,7 +115,7 @@ class Case:
     def kernel_shape(self) -> tuple[int, int]:
         """``(h, w)`` of the fit's kernel."""
         if self.known_kernel is not None:
-            return (self.known_kernel.shape[0], self.known_kernel.shape[1])
+            return (self.known_kernel.shape[-2], self.known_kernel.shape[-1])
         assert self.kernel_size is not None
         return (self.kernel_size, self.kernel_size)
 

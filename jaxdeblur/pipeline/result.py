@@ -27,7 +27,7 @@ class Candidate:
       name: where it comes from.
       score: by :func:`jaxdeblur.classical.judge.judge`; lower is better. NaN if it was not judged because there was no other.
       chosen: whether the final image was made with it.
-      kernel: ``[h, w]``, non-negative, summing to one.
+      kernel: ``[h, w]``, non-negative, summing to one, or ``[rows, columns, h, w]``.
     """
 
     name: str
@@ -36,13 +36,29 @@ class Candidate:
     kernel: np.ndarray
 
 
+@dataclasses.dataclass(frozen=True)
+class Shake:
+    """What was found of a camera that turns during the exposure.
+
+    Attributes:
+      gain: by how much the negative log evidence per pixel is lower with kernels that vary than with one.
+      roll_std: standard deviation of the camera's roll over the exposure, in degrees.
+      chosen: whether the final image was made with kernels that vary.
+    """
+
+    gain: float
+    roll_std: float
+    chosen: bool
+
+
 @dataclasses.dataclass(frozen=True, repr=False)
 class Result:
     """What :func:`deblur` found. A notebook shows it as one picture: before, after and kernel.
 
     Attributes:
       restored: the sharp image, shaped as the input, float32 in [0, 1].
-      kernel: ``[h, w]`` of a true convolution, non-negative, summing to one, its mass centred.
+      kernel: ``[h, w]`` of a true convolution, non-negative, summing to one, its mass centred; ``[rows, columns, h, w]``, one
+        for each of the equal parts of the image, where the blur varies.
       candidates: the kernels that were compared.
       chosen: how the final image was made: a candidate's name and a non-blind method, or ``generator``.
       history: curves over the deep prior's steps: its loss (``fit``) and the squared error of the re-blurred image (``error``).
@@ -53,6 +69,7 @@ class Result:
       posterior_mean: mean over samples of the deep prior's grey image, ``[H, W]``; None if no samples were asked for.
       posterior_std: their standard deviation at each pixel, ``[H, W]``.
       stop: where the deep prior's fit ended early, and why; None if it did not.
+      shake: what was found of a camera that turns; None if that was not asked.
       blurry: the input, shaped as ``restored``; None where it was not worth carrying along.
     """
 
@@ -68,10 +85,11 @@ class Result:
     posterior_mean: np.ndarray | None = None
     posterior_std: np.ndarray | None = None
     stop: Stop | None = None
+    shake: Shake | None = None
     blurry: np.ndarray | None = None
 
     def __repr__(self) -> str:
-        (height, width), (rows, columns) = self.restored.shape[:2], self.kernel.shape
+        (height, width), (rows, columns) = self.restored.shape[:2], self.kernel.shape[-2:]
         seconds = sum(self.seconds.values())
         return f"Result({width}×{height} pixels, kernel {columns}×{rows}, final image: {self.chosen}, {seconds:.1f} s)"
 

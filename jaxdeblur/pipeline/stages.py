@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ from jaxdeblur.classical.initialiser import estimate_kernel, informative_crop
 from jaxdeblur.classical.judge import judge
 from jaxdeblur.classical.noise import noise_std as estimate_noise_std
 from jaxdeblur.classical.saturated import highlights_are_unexplained
+from jaxdeblur.classical.shake import estimate_shake
 from jaxdeblur.config import Config, FitConfig, InitialiserConfig, KernelLogitsConfig
 from jaxdeblur.errors import InputError
 from jaxdeblur.imaging.colour import grey, with_luma
@@ -22,11 +24,12 @@ from jaxdeblur.imaging.input_checks import Region, check_image, check_kernel, ch
 from jaxdeblur.networks.teachers.teacher import Teacher
 from jaxdeblur.networks.teachers.teacher import restoration as teacher_restoration
 from jaxdeblur.networks.teachers.weights import load_teacher
+from jaxdeblur.operators.filter_flow import kernels_of_part
 from jaxdeblur.operators.kernels import centre_kernel
 from jaxdeblur.optimise.loop import Problem, Progress, Snapshot, fit_batch
 from jaxdeblur.optimise.restarts import restart_warnings
-from jaxdeblur.pipeline.case import Case, Clock, Photo, Scene, in_groups
-from jaxdeblur.pipeline.result import Candidate, Result, with_account
+from jaxdeblur.pipeline.case import VARYING, Case, Clock, Photo, Scene, in_groups
+from jaxdeblur.pipeline.result import Candidate, Result, Shake, with_account
 from jaxdeblur.presets import PRESETS
 
 # A share of values far outside [0, 1] that no sound restoration should have; not calibrated yet.
@@ -59,7 +62,8 @@ def deblur(
       image: ``[H, W]`` or ``[H, W, 3]`` in [0, 1], 32 pixels or more a side.
       config: what to do; a preset or one's own.
       key: typed random key (``jax.random.key(seed)``); the same one on the same machine gives the same bytes.
-      kernel: a known blur kernel ``[h, w]`` of a true convolution, odd sides, non-negative: only the image is sought.
+      kernel: a known blur kernel ``[h, w]`` of a true convolution, odd sides, non-negative: only the image is sought. One that
+        varies over the image: ``[rows, columns, h, w]``, for its equal parts.
       region: ``(x, y, width, height)`` in pixels: the part from which the kernel is estimated; the whole image is restored.
       progress: called now and then with (phase, steps done, steps in all, metrics). An exception that it raises ends the run.
       snapshot: called now and then during a deep prior's fit with (steps done, image, kernel) of its first restart.
@@ -158,6 +162,8 @@ def _initialise(case: Case, teacher: Teacher | None, progress: Progress | None) 
             case.warnings.append(f"the kernel reaches the border of its {size}-pixel support; a larger --kernel_size may help")
         if config.initialiser is not None:
             case.kernels |= estimate.kernels
+            if config.blur != "uniform":
+                _see_shake(case, progress)
 
     if config.teacher is not None and teacher is not None:
         with case.clock("teacher"):
@@ -165,6 +171,24 @@ def _initialise(case: Case, teacher: Teacher | None, progress: Progress | None) 
                 case.teacher_kernel = next(iter(case.kernels.values()))
             if case.teacher_kernel is not None or not teacher.needs_kernel:
                 case.surrogate = teacher_restoration(teacher, scene.blurry, case.teacher_kernel)
+
+
+def _see_shake(case: Case, progress: Progress | None) -> None:
+    """Looks whether, or just how, the kernel varies over the image."""
+    scene, config = case.scene, case.scene.config
+    with case.clock("shake"):
+        case.shake = estimate_shake(
+            scene.grey,
+            next(iter(case.kernels.values())),
+            config.shake,
+            scene.initialiser,
+            noise_std=scene.noise_std,
+            softness_std=scene.initialiser.softness_stds[0],
+            least_gain=-math.inf if config.blur == "varying" else config.shake.smallest_gain,
+            progress=_phase("varying kernels", progress),
+        )
+    if case.shake.kernels is not None:
+        case.kernels[VARYING] = case.shake.kernels
 
 
 def _optimise(
@@ -175,6 +199,8 @@ def _optimise(
 
     def problem(case: Case) -> Problem:
         known = case.known_kernel
+        if known is not None:
+            known = kernels_of_part(known, case.scene.grey.shape, case.window)
         starts_from_kernel = known is None and isinstance(fit.kernel_generator, KernelLogitsConfig)
         return Problem(
             blurry=case.scene.grey[case.window],
@@ -203,7 +229,7 @@ def _optimise(
         case.clock.seconds["fit"] = share
         case.fitted = fitted
         case.warnings += restart_warnings(fitted.statuses)
-        if "given" not in case.kernels and fit.kernel_generator is not None:
+        if case.known_kernel is None:
             case.kernels["deep prior"] = np.asarray(centre_kernel(jnp.asarray(fitted.kernel), subpixel=False))
 
 
@@ -215,7 +241,9 @@ def _finish(case: Case, progress: Progress | None) -> Result:
         case.warnings.append("this network finds no kernel; the one that is written is that of no blur")
 
     with case.clock("judge"):
-        scores = judge(scene.grey[scene.window], kernels, scene.initialiser, noise_std=scene.noise_std)
+        scores = dict.fromkeys(kernels, float("nan"))
+        if uniform := {name: kernel for name, kernel in kernels.items() if kernel.ndim == 2}:
+            scores |= judge(scene.grey[scene.window], uniform, scene.initialiser, noise_std=scene.noise_std)
     with case.clock("finish"):
         if config.final == "generator" and case.fitted is not None:
             name, chosen = next(reversed(kernels)), "generator"
@@ -233,8 +261,9 @@ def _finish(case: Case, progress: Progress | None) -> Result:
         history={},
         seconds=case.clock.seconds,
         noise_std=scene.noise_std,
-        kernel_size=kernels[name].shape[0],
+        kernel_size=kernels[name].shape[-2],
         warnings=tuple(case.warnings),
+        shake=None if case.shake is None else Shake(case.shake.gain, case.shake.roll_std, name == VARYING),
         blurry=scene.blurry,
     )
     return result if case.fitted is None else with_account(result, case.fitted)
@@ -243,15 +272,18 @@ def _finish(case: Case, progress: Progress | None) -> Result:
 def _deconvolve(case: Case, scores: Mapping[str, float], progress: Progress | None) -> tuple[str, str, np.ndarray]:
     """A kernel's name, how the final image was made, and that image: by the best kernel that gives a plausible one.
 
-    If none does, the image stays as it was; a kernel from outside is taken at its word.
+    One that varies goes first: it is there only if it was asked for or explains the image better. If none does, the image stays
+    as it was; a kernel from outside is taken at its word.
     """
     scene, kernels = case.scene, case.kernels
-    order = sorted(kernels, key=lambda name: scores[name])
+    order = sorted(kernels, key=lambda name: (name != VARYING, scores[name]))
     for name in order:
         restored, method = _restore(scene, kernels[name], progress)
         plausible = finish.overshoot(restored) <= _LARGEST_OVERSHOOT
         if plausible or "given" in kernels:
             break
+    if VARYING in kernels and name != VARYING:
+        case.warnings.append("kernels that vary over the image give no plausible image, so one kernel was used")
     if not plausible and "given" in kernels:
         case.warnings.append(
             "the result is far brighter or darker than an image can be in many places; the kernel may be wrong"

@@ -1,5 +1,6 @@
 import itertools
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.signal
@@ -8,6 +9,7 @@ from jaxdeblur.classical import finish
 from jaxdeblur.config import NonblindConfig
 from jaxdeblur.errors import InputError
 from jaxdeblur.evaluation.metrics import psnr
+from jaxdeblur.operators import filter_flow
 from tests.scenes import NOISE_STD, scene
 
 LARGE = NonblindConfig(tile_side=1000)
@@ -101,3 +103,51 @@ def test_an_unknown_method_is_refused_by_name():
 
 def test_overshoot_is_the_share_of_values_far_outside():
     assert finish.overshoot(np.array([[-0.2, -0.05], [0.5, 1.2]])) == 0.5
+
+
+class TestKernelsThatVary:
+    """A field of two kinds of kernels: the scene's own, and the same turned a little."""
+
+    @staticmethod
+    def blurred(known, grid=(2, 2)):
+        kernels = np.broadcast_to(known.kernel, (*grid, *known.kernel.shape)).copy()
+        kernels[:, 1:] = kernels[:, 1:].swapaxes(-1, -2)
+        half = known.kernel.shape[0] // 2
+        channels = np.moveaxis(known.sharp[..., None] if known.sharp.ndim == 2 else known.sharp, -1, 0)
+        latent = np.pad(channels, ((0, 0), (half, half), (half, half)), mode="reflect")
+        blurry = np.moveaxis(np.asarray(filter_flow.blur_varying(jnp.asarray(latent), jnp.asarray(kernels))), 0, -1)
+        return np.clip(blurry if known.sharp.ndim == 3 else blurry[..., 0], 0.0, 1.0), kernels
+
+    @pytest.mark.parametrize("method", finish.VARYING)
+    @pytest.mark.parametrize("colour", [False, True])
+    def test_every_method_for_them_restores_grey_and_colour(self, method, colour):
+        known = scene(colour=colour)
+        blurry, kernels = self.blurred(known)
+        found = finish.restore(blurry, kernels, method, LARGE, noise_std=NOISE_STD)
+        assert found.shape == blurry.shape
+        one = finish.restore(blurry, known.kernel, method, LARGE, noise_std=NOISE_STD)
+        assert psnr(np.clip(found, 0, 1), known.sharp) > psnr(blurry, known.sharp) + 7.0
+        assert psnr(np.clip(found, 0, 1), known.sharp) > psnr(np.clip(one, 0, 1), known.sharp) + 2.0
+
+    @pytest.mark.parametrize("method", finish.VARYING)
+    def test_equal_kernels_give_what_one_gives(self, method):
+        known = scene()
+        kernels = np.broadcast_to(known.kernel, (2, 2, *known.kernel.shape))
+        one = finish.restore(known.blurry, known.kernel, method, LARGE, noise_std=NOISE_STD)
+        found = finish.restore(known.blurry, kernels, method, LARGE, noise_std=NOISE_STD)
+        np.testing.assert_allclose(found, one, atol=2e-2)
+        assert np.abs(found - one).mean() < 1e-3
+
+    def test_tiles_join(self):
+        known = scene(side=300)
+        blurry, kernels = self.blurred(known, (3, 2))
+        blurry = blurry[:, :128]
+        kernels = filter_flow.kernels_of_part(kernels, (300, 300), (slice(0, 300), slice(0, 128)))
+        whole = finish.restore(blurry, kernels, "sparse", LARGE, noise_std=NOISE_STD)
+        tiled = finish.restore(blurry, kernels, "sparse", TILED, noise_std=NOISE_STD)
+        assert abs(psnr(tiled, known.sharp[:, :128]) - psnr(whole, known.sharp[:, :128])) < 0.3
+
+    def test_a_method_for_one_kernel_refuses_them(self):
+        known = scene()
+        with pytest.raises(InputError, match="one kernel for the whole image"):
+            finish.restore(known.blurry, known.kernel[None, None], "hyper_laplacian", LARGE, noise_std=NOISE_STD)

@@ -43,10 +43,25 @@ def test_what_is_written_can_be_read(tmp_path):
     assert np.asarray(Image.open(tmp_path / "k.png")).max() == 255
 
 
+def test_one_kernel_for_each_part_of_an_image(tmp_path):
+    kernels = np.stack([[blob(), 3 * blob(), blob()], [blob(), blob()[::-1], blob()]])
+    write_kernel_array(tmp_path / "k.npy", kernels)
+    found = read_kernel(tmp_path / "k.npy")
+    assert found.shape == (2, 3, 7, 9)
+    np.testing.assert_allclose(found.sum((2, 3)), 1.0, rtol=1e-5)
+    write_kernel_image(tmp_path / "k.png", found)
+    assert np.asarray(Image.open(tmp_path / "k.png")).shape == (2 * 8 - 1, 3 * 10 - 1)
+    require_kernel_fits(found.shape, (20, 30), "photo")
+    with pytest.raises(InputError, match="3×2 parts are too many"):
+        require_kernel_fits(found.shape, (12, 30), "photo")
+
+
 @pytest.mark.parametrize(
     ("array", "reason"),
     [
         (np.zeros((5, 5)), "zero everywhere"),
+        (np.zeros((2, 2, 5, 5)), "zero everywhere"),
+        (np.ones((2, 2, 5, 4)), "odd sides"),
         (np.where(blob() > 0.9, -1.0, blob()), "negative"),
         (np.where(blob() > 0.9, np.nan, blob()), "NaN"),
         (np.ones((4, 5)), "odd sides"),

@@ -35,3 +35,15 @@ def test_a_colour_profile_is_carried(tmp_path):
     write_preview(tmp_path / "p.png", image, image, np.ones((5, 5), np.float32), b"profile")
     with Image.open(tmp_path / "p.png") as sheet:
         assert sheet.info["icc_profile"] == b"profile"
+
+
+def test_kernels_that_vary_are_a_grid_of_the_images_height():
+    image = np.zeros((200, 240), np.float32)
+    kernels = np.full((3, 4, 9, 9), 1 / 81, np.float32)
+    sheet = np.asarray(compose_preview(image, image, kernels))
+    grid = sheet[24 : 24 + 200, 2 * (240 + 8) + 8 :]
+    # Bright kernels between darker lines, from top to bottom.
+    assert (grid[:, 20] == 255).all(-1).mean() > 0.7
+    assert not (grid[:, 20] == 255).all(-1).all()
+    many = compose_preview(image, image, np.full((30, 40, 5, 5), 1 / 25, np.float32))
+    assert many.width < 3 * 400

@@ -10,12 +10,12 @@ import pytest
 
 from jaxdeblur.config import FitConfig, KernelLogitsConfig, KernelMlpConfig, LossInterval, SkipNetConfig, UNetConfig, constant
 from jaxdeblur.errors import InputError
-from jaxdeblur.operators import blur
+from jaxdeblur.operators import blur, filter_flow
 from jaxdeblur.optimise import loop, restarts, step
 from jaxdeblur.optimise.loop import Problem, fit, fit_batch
 from jaxdeblur.optimise.losses import Observation
 from jaxdeblur.optimise.schedules import loss_and_gradient, plan
-from jaxdeblur.optimise.step import Program, initial_state, run_chunk, train_step
+from jaxdeblur.optimise.step import Program, blurred, initial_state, run_chunk, train_step
 
 pytestmark = pytest.mark.usefixtures("light_compilation")
 
@@ -447,3 +447,13 @@ def test_a_fit_that_breaks_down_is_given_up_and_reported(scene):
     assert result.statuses[0].retried == ("not finite",) * loop.NUM_RETRIES
     # Given up at the first look, not at the end.
     assert result.losses.shape[1] == SMALL.chunk_size
+
+
+def test_the_forward_model_takes_kernels_that_vary():
+    generator = np.random.default_rng(0)
+    images = jnp.asarray(generator.normal(size=(2, 3, 24, 22)), jnp.float32)
+    kernels = jnp.asarray(generator.normal(size=(2, 1, 2, 2, 5, 3)), jnp.float32)
+    estimate = jax.jit(blurred)(images, kernels)
+    assert estimate.kernel.shape == (2, 3, 2, 2, 5, 3)
+    assert estimate.reblurred.shape == (2, 3, 20, 20)
+    np.testing.assert_allclose(estimate.reblurred[1, 2], filter_flow.blur_varying(images[1, 2], kernels[1, 0]), atol=1e-4)

@@ -1,0 +1,54 @@
+"""Settings of a blur that varies over the image."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, get_args
+
+from jaxdeblur.config.checks import require
+
+Blur = Literal["uniform", "varying", "auto"]
+BLURS: tuple[str, ...] = get_args(Blur)
+
+
+@dataclasses.dataclass(frozen=True)
+class ShakeConfig:
+    """A turning camera: a kernel, and the camera's angle at each of its shifts.
+
+    See :mod:`jaxdeblur.classical.shake` for the equations. The estimate goes in rounds; the settings that have several values
+    have one for each.
+
+    Attributes:
+      scales: of the image in each round, as shares of its size.
+      degrees: of the polynomial that the angle is of the shift.
+      descents: steps by which its coefficients descend the negative log evidence, at most; at full size, where that is rough,
+        none.
+      iterations: variational ones by which the kernel is refined thereafter.
+      patch_side: of the patches that are looked at, in pixels at full size, or twice the kernel's side if that is more.
+      num_patches: at most so many of them.
+      largest_side: images larger than this are reduced to it for the estimate.
+      node_spacing: pixels, or more for large images, between the middles of the parts of the image with a kernel each.
+      smallest_gain: by how much the varying model must lower the negative log evidence per pixel for ``auto`` to take it.
+    """
+
+    scales: tuple[float, ...] = (0.5, 0.5, 0.5, 0.5, 1.0)
+    degrees: tuple[int, ...] = (1, 1, 2, 2, 2)
+    descents: tuple[int, ...] = (8, 6, 8, 6, 0)
+    iterations: tuple[int, ...] = (30, 30, 30, 30, 15)
+    patch_side: int = 128
+    num_patches: int = 24
+    largest_side: int = 1024
+    node_spacing: int = 80
+    smallest_gain: float = 0.02
+
+    def __post_init__(self) -> None:
+        rounds = {len(self.scales), len(self.degrees), len(self.descents), len(self.iterations)}
+        require(len(rounds) == 1 and len(self.scales) > 0, "shake: give as many scales as degrees, descents and iterations")
+        require(all(0 < scale <= 1 for scale in self.scales), "shake: scales must lie in (0, 1]")
+        require(
+            min(self.degrees) >= 1 and tuple(sorted(self.degrees)) == self.degrees,
+            "shake: degrees must be 1 or more and must not fall",
+        )
+        require(min(self.descents) >= 0 and min(self.iterations) >= 0, "shake: descents and iterations must be 0 or more")
+        require(self.patch_side >= 32 and self.num_patches >= 1, "shake: give at least one patch, of 32 pixels or more a side")
+        require(self.largest_side >= 128 and self.node_spacing >= 16, "shake: largest_side or node_spacing is too small")

@@ -1,0 +1,158 @@
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.ndimage
+
+from jaxdeblur import InputError
+from jaxdeblur.classical import shake
+from jaxdeblur.config import InitialiserConfig, ShakeConfig
+from jaxdeblur.evaluation.metrics import kernel_similarity
+from jaxdeblur.operators import blur, filter_flow
+from tests.scenes import NOISE_STD, dead_leaves, motion_kernel
+
+# Enough for clean images of 192 pixels.
+QUICK_SHAKE = ShakeConfig(
+    scales=(0.5, 0.5), degrees=(1, 1), descents=(6, 6), iterations=(12, 12), patch_side=112, num_patches=4, node_spacing=40
+)
+SIDE, SIZE = 192, 13
+
+
+def turning(shape, *, roll=6.0):
+    """A bent path along which the camera rolls, by ``roll`` times the path in pixels at the corners of an image."""
+    return shake.Turning(motion_kernel(SIZE), np.array([0.1 * roll, 0.5 * roll]), SIZE // 2 - 1, math.hypot(*shape) / 2)
+
+
+def warped(latent, known, shape):
+    """The sum of warped images, written out: every shift's image, turned by its angle, times its share."""
+    margin = (np.array(latent.shape) - shape) // 2
+    rows, columns = np.mgrid[: shape[0], : shape[1]].astype(float)
+    down, across = rows - (shape[0] - 1) / 2, columns - (shape[1] - 1) / 2
+    spline = scipy.ndimage.spline_filter(latent.astype(np.float64))
+    half = len(known.kernel) // 2
+    total = np.zeros(shape)
+    for i, j in np.argwhere(known.kernel > 0):
+        angle = known.angles[i, j]
+        place = (rows + margin[0] - (i - half) + angle * across, columns + margin[1] - (j - half) - angle * down)
+        total += known.kernel[i, j] * scipy.ndimage.map_coordinates(spline, place, prefilter=False)
+    return total
+
+
+def test_equals_the_sum_of_warped_images():
+    shape = (96, 90)
+    known = turning(shape)
+    kernels = known.field(shape, (12, 12))
+    size = kernels.shape[-1]
+    latent = scipy.ndimage.gaussian_filter(dead_leaves(96 + size - 1, 4), 1.0)[:, : 90 + size - 1]
+    expected = warped(latent, known, shape)
+    found = jax.jit(filter_flow.blur_varying)(jnp.asarray(latent), jnp.asarray(kernels))
+    uniform = blur.blur_valid(jnp.asarray(latent), jnp.asarray(np.pad(known.kernel, (size - SIZE) // 2)))
+    error, without = float(np.abs(found - expected).mean()), float(np.abs(uniform - expected).mean())
+    assert error < 2e-3
+    assert error < 0.2 * without
+
+
+def test_kernels_are_linear_in_the_middles_and_have_an_adjoint():
+    generator = np.random.default_rng(0)
+    positions = jnp.asarray(20.0 * generator.normal(size=(4, 2)), jnp.float32)
+    angles = jnp.asarray(0.05 * generator.normal(size=(7, 5)), jnp.float32)
+    kernel, kernels = (jnp.asarray(generator.normal(size=shape), jnp.float32) for shape in ((7, 5), (4, 7, 5)))
+    interpolations = shake._interpolations(angles, positions, shake._triangle)
+    forward = shake.turned_kernels(kernel, angles, positions)
+    backward = shake._kernels_adjoint(kernels, *interpolations)
+    np.testing.assert_allclose(jnp.vdot(forward, kernels), jnp.vdot(kernel, backward), rtol=1e-4)
+    in_the_middle = shake.turned_kernels(kernel, angles, jnp.zeros((1, 2)))
+    np.testing.assert_allclose(in_the_middle[0], kernel, atol=1e-6)
+
+
+def test_the_spline_has_one_width_and_sum_wherever_it_lies():
+    offsets = np.arange(-4, 5)
+    for place in (0.0, 0.2, 0.5, 0.9):
+        shares = np.asarray(shake._spline(jnp.asarray(offsets - place)))
+        assert shares.sum() == pytest.approx(1.0, abs=1e-6)
+        assert shares @ offsets == pytest.approx(place, abs=1e-6)
+        assert shares @ (offsets - place) ** 2 == pytest.approx(0.25, abs=1e-6)
+
+
+def test_every_place_has_its_light_around_the_centre():
+    """A mean angle would only turn the image, so there is none."""
+    known = turning((100, 80))
+    assert np.sum(known.angles * known.kernel) == pytest.approx(0.0, abs=1e-6)
+    kernels = known.field((100, 80), (3, 3))
+    half = kernels.shape[-1] // 2
+    offsets = np.arange(-half, half + 1)
+    centres = [(kernel.sum(1) @ offsets, kernel.sum(0) @ offsets) for kernel in kernels.reshape(-1, *kernels.shape[2:])]
+    assert np.ptp(np.array(centres), axis=0).max() < 0.3
+    np.testing.assert_allclose(kernels.sum((2, 3)), 1.0, atol=1e-5)
+
+
+def test_without_a_roll_the_kernel_is_the_same_everywhere():
+    still = turning((64, 64), roll=0.0)
+    assert still.roll_std == 0.0
+    for found in still.field((64, 64), (2, 2)).reshape(4, *[still.field((64, 64), (1, 1)).shape[-1]] * 2):
+        assert kernel_similarity(found, still.kernel) > 0.99
+
+
+def test_resizing_keeps_the_angles():
+    known = turning((100, 80))
+    larger = known.resized(2 * SIZE + 1, 2.0)
+    assert larger.roll_std == pytest.approx(known.roll_std, rel=0.1)
+    assert known.of_degree(2).roll_std == pytest.approx(known.roll_std, rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Blurred by a turning camera and by a still one, of the same sharp image."""
+    known = turning((SIDE, SIDE), roll=8.0)
+    field = known.field((SIDE, SIDE), (4, 4))
+    size = field.shape[-1]
+    latent = jnp.asarray(dead_leaves(SIDE + size - 1, 7))
+    noise = np.random.default_rng(0).normal(0.0, NOISE_STD, (SIDE, SIDE))
+    still = jnp.asarray(np.pad(known.kernel, (size - SIZE) // 2))
+    blurred = {"turned": jax.jit(filter_flow.blur_varying)(latent, jnp.asarray(field)), "still": blur.blur_valid(latent, still)}
+    return {name: (np.asarray(image) + noise).astype(np.float32) for name, image in blurred.items()}, field, known
+
+
+def estimated(image, start, **options):
+    common = {"noise_std": NOISE_STD, "softness_std": 0.5}
+    return shake.estimate_shake(image, start, QUICK_SHAKE, InitialiserConfig(), **common, **options)
+
+
+def test_a_turn_is_found_from_the_uniform_kernel(images):
+    blurred, field, known = images
+    calls = []
+    found = estimated(blurred["turned"], known.kernel, progress=lambda *call: calls.append(call))
+    assert calls == [(1, 2), (2, 2)]
+    assert found.gain > ShakeConfig().smallest_gain
+    assert found.roll_std == pytest.approx(math.degrees(known.roll_std), rel=0.3)
+    nodes = filter_flow.kernels_within(jnp.asarray(found.kernels), (SIDE, SIDE), (slice(None), slice(None)), (4, 4))
+    corners = [(i, j) for i in (0, 3) for j in (0, 3)]
+    before = np.mean([kernel_similarity(known.kernel, field[corner]) for corner in corners])
+    after = np.mean([kernel_similarity(np.asarray(nodes)[corner], field[corner]) for corner in corners])
+    assert after > before + 0.15
+
+
+def test_a_still_camera_gains_nothing_and_ends_the_estimate(images):
+    blurred, _, known = images
+    found = estimated(blurred["still"], known.kernel, least_gain=ShakeConfig().smallest_gain)
+    assert found.gain < ShakeConfig().smallest_gain
+    assert found.kernels is None
+
+
+def test_patches_cover_a_small_image_and_are_spread_over_a_large_one():
+    image = np.random.default_rng(0).uniform(size=(150, 230)).astype(np.float32)
+    patches, positions = shake._cut_patches(image, 80, 24)
+    assert patches.shape == (6, 80, 80)
+    assert np.abs(positions[:, 0]).max() == 35.0
+    assert np.abs(positions[:, 1]).max() == 75.0
+    few, _ = shake._cut_patches(np.tile(image, (3, 3)), 80, 6)
+    assert few.shape == (6, 80, 80)
+
+
+@pytest.mark.parametrize("changes", [{"scales": (1.0,)}, {"degrees": (2, 2, 1, 1, 1)}, {"node_spacing": 1}])
+def test_settings_are_checked(changes):
+    with pytest.raises(InputError, match="shake"):
+        dataclasses.replace(ShakeConfig(), **changes)
