@@ -379,6 +379,7 @@ class TestBlurThatVaries:
         assert result.restored.tobytes() == blind[0].restored.tobytes()
         assert "shake" in result.seconds
 
+    @pytest.mark.slow
     def test_kernels_for_each_part_where_they_are_asked_for(self):
         result = deblur(scene().blurry, dataclasses.replace(CLASSICAL, blur="varying", shake=self.WITHOUT_DESCENT), key=KEY)
         assert result.chosen == "varying kernel, learned"

@@ -121,6 +121,7 @@ def estimated(image, start, **options):
     return shake.estimate_shake(image, start, QUICK_SHAKE, InitialiserConfig(), **common, **options)
 
 
+@pytest.mark.slow
 def test_a_turn_is_found_from_the_uniform_kernel(images):
     blurred, field, known = images
     calls = []

@@ -33,6 +33,7 @@ def image():
     return np.clip(scipy.ndimage.gaussian_filter(noise, 1.5) * 3 - 1, 0, 1).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_interrupted_equals_an_unbroken_one(image, tmp_path):
     cases = train_dwdn.held_out_cases({"held_out": image}, CONFIG.kernel_sizes, 0)
     states = []
