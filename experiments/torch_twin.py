@@ -112,10 +112,11 @@ class UNet(nn.Module):
             if level < config.num_levels - 1:
                 parts[f"decode{level}_conv"] = _conv(2 * config.channels, config.channels, 3)
                 parts[f"decode{level}_norm"] = nn.BatchNorm2d(config.channels)
-        parts["out_conv"] = _conv(config.channels, 1)
+        out = _conv(config.channels, 1)
         if activation == "softmax":
-            nn.init.zeros_(parts["out_conv"].weight)
-            nn.init.zeros_(parts["out_conv"].bias)
+            nn.init.zeros_(out.weight)
+            out.bias = nn.Parameter(torch.zeros(1))
+        parts["out_conv"] = out
         self.parts = nn.ModuleDict(parts)
 
     def _block(self, name: str, x: torch.Tensor) -> torch.Tensor:
