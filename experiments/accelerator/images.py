@@ -76,7 +76,7 @@ def _made(number: int, kernel_size: int, *, toy: bool) -> LoadedExample:
     size = sizes.kernel_size(kernel_size, toy=toy)
     side = sizes.image_side(toy=toy) + size - 1
     choice = [(name, image) for name, image in _free(("tune", "check")) if min(image.shape) >= side]
-    name, image = choice[number % len(choice)] if choice else (f"boxes{number}", _boxes(side, number))
+    name, image = choice[number % len(choice)] if choice else (f"boxes{number}", boxes(side, number))
     top, left = ((length - side) // 2 for length in image.shape)
     generator = np.random.default_rng(zlib.crc32(f"{name} {kernel_size}".encode()))
     kernel = motion_kernel(generator, size=size)
@@ -134,7 +134,7 @@ def to_train(context: plan.Context, smallest: int) -> tuple[dict[str, np.ndarray
     return training, held_out
 
 
-def _boxes(side: int, seed: int) -> np.ndarray:
+def boxes(side: int, seed: int) -> np.ndarray:
     """``[side, side]``: boxes of one grey each that cover one another, where no package ships an image."""
     generator = np.random.default_rng(seed)
     image = np.full((side, side), 0.5)

@@ -55,6 +55,7 @@ class Part:
       items: in the order of their importance.
       place: where it runs: the accelerator, the processor, or PyTorch on the accelerator.
       most_seconds: after which the next part has its turn.
+      toys: names of the items that a dry run does; the others go through the same code once more.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Part:
     items: tuple[Item, ...]
     place: Literal["accelerator", "cpu", "torch"] = "accelerator"
     most_seconds: float = MOST_SECONDS
+    toys: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +108,8 @@ def has_set(data_dir: pathlib.Path | None, name: str) -> bool:
     return data_dir is not None and (data_dir / name).is_dir()
 
 
-def parts(data_dir: pathlib.Path | None = None) -> list[Part]:
-    """All parts, the most important first; a data folder decides which images there are."""
+def parts(data_dir: pathlib.Path | None = None, *, toy: bool = False) -> list[Part]:
+    """All parts, the most important first; a data folder decides which images there are, a dry run leaves repetitions out."""
     levin, lai = has_set(data_dir, "levin"), has_set(data_dir, "lai")
     sizes = LEVIN_SIZES if levin else MADE_SIZES
     images = (LEVIN_IMAGES if levin else MADE_IMAGES) + (LAI_IMAGES if lai else ())
@@ -121,7 +123,7 @@ def parts(data_dir: pathlib.Path | None = None) -> list[Part]:
         return tuple(item for pair in pairs for item in pair)
 
     fits = (Item(f"{preset}_{size}px", 120 if preset == "mc" else 75) for size in sizes for preset in FITTED)
-    return [
+    found = [
         Part(
             "numerics",
             "The card's limits; parity and gradients by precision",
@@ -130,16 +132,54 @@ def parts(data_dir: pathlib.Path | None = None) -> list[Part]:
         ),
         Part("steps", "Steps at 255×255", "speed", items(45, *DEEP_PRIORS)),
         Part("steps_torch", "PyTorch's steps at 255×255", "speed", torch_items(15, 70), "torch"),
-        Part("fits", "Fits at published settings", "fits", tuple(fits), most_seconds=400),
-        Part("restarts", "Restarts of one image", "fits", items(60, *(f"selfdeblur_x{count}" for count in RESTARTS))),
-        Part("classical", "Without a deep prior, or with a small one", "classical", items(30, *classical)),
-        Part("classical_cpu", "The same on this machine's processor", "classical", items(40, *classical), "cpu"),
+        Part(
+            "fits",
+            "Fits at published settings",
+            "fits",
+            tuple(fits),
+            most_seconds=400,
+            toys=tuple(f"{preset}_{sizes[0]}px" for preset in FITTED),
+        ),
+        Part(
+            "restarts",
+            "Restarts of one image",
+            "fits",
+            items(60, *(f"selfdeblur_x{count}" for count in RESTARTS)),
+            toys=("selfdeblur_x1", "selfdeblur_x2"),
+        ),
+        Part(
+            "classical",
+            "Without a deep prior, or with a small one",
+            "classical",
+            items(30, *classical),
+            toys=tuple(f"{preset}_{images[0]}" for preset in CLASSICAL),
+        ),
+        Part(
+            "classical_cpu",
+            "The same on this machine's processor",
+            "classical",
+            items(40, *classical),
+            "cpu",
+            toys=tuple(f"{preset}_{images[0]}" for preset in CLASSICAL),
+        ),
         Part("precision", "What precision costs in dB", "fits", items(60, *(f"selfdeblur_{name}" for name in PRECISIONS))),
-        Part("steps_large", "Steps at 1024×768", "speed", items(60, *DEEP_PRIORS)),
-        Part("steps_large_torch", "PyTorch's steps at 1024×768", "speed", torch_items(30, 90), "torch"),
+        Part("steps_large", "Steps at 1024×768", "speed", items(60, *DEEP_PRIORS), toys=("selfdeblur",)),
+        Part(
+            "steps_large_torch",
+            "PyTorch's steps at 1024×768",
+            "speed",
+            torch_items(30, 90),
+            "torch",
+            toys=("selfdeblur", "selfdeblur_compiled"),
+        ),
         Part("training", "DWDN trained on free images", "training", items(300, "train") + items(30, "compare")),
-        Part("weak", "Weak supervision by that DWDN", "fits", items(90, *WEAK)),
+        Part("weak", "Weak supervision by that DWDN", "fits", items(90, *WEAK), toys=WEAK[:3]),
     ]
+    return [_as_toy(part) for part in found] if toy else found
+
+
+def _as_toy(part: Part) -> Part:
+    return dataclasses.replace(part, items=tuple(item for item in part.items if item.name in part.toys)) if part.toys else part
 
 
 def named(found: Sequence[Part]) -> Iterator[tuple[Part, Item]]:

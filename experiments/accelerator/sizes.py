@@ -35,7 +35,7 @@ def _toy_fit(fit: FitConfig) -> FitConfig:
     image, kernel = fit.image_generator, fit.kernel_generator
     unet = UNetConfig(num_levels=2, channels=4, latent_channels=2)
     if isinstance(image, SkipNetConfig):
-        image = SkipNetConfig(num_scales=2, channels=4, skip_channels=2, latent_channels=2, non_local=False)
+        image = SkipNetConfig(num_scales=1, channels=4, skip_channels=2, latent_channels=2, non_local=False)
     else:
         image = unet
     if isinstance(kernel, KernelMlpConfig):
