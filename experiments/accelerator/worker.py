@@ -30,7 +30,9 @@ def end_with_parent() -> None:
     """Ends this process when its parent does, whatever ended that: standard input is then at its end."""
 
     def wait() -> None:
-        sys.stdin.buffer.read()
+        # Not by sys.stdin, whose lock would be held when the process wants to end.
+        while os.read(sys.stdin.fileno(), 1024):
+            pass
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
