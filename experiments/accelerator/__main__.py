@@ -377,11 +377,18 @@ class Pack:
             name = f"{path.parent.parent.name}/{path.parent.name}"
             if (record := self.store.load(name)) is not None:
                 items[name] = record
-        without = {name: why for name, why in self.without.items() if why and name not in items}
+        every = plan.parts(_folder("data_dir", self.values.data_dir), toy=self.values.dry_run)
+        earlier = {
+            f"{part.name}/{item.name}": self.store.failures(f"{part.name}/{item.name}") for part, item in plan.named(every)
+        }
+        without = {name: f"{_FAILURE}{lines[-1]}" for name, lines in earlier.items() if lines}
+        without |= {name: why for name, why in self.without.items() if why}
+        without = {name: why for name, why in without.items() if name not in items}
         content = {"about": self.about, "items": items, "without": without}
         write_text(self.folder / _RESULTS, json.dumps(content, indent=1, ensure_ascii=False))
-        every = plan.parts(_folder("data_dir", self.values.data_dir), toy=self.values.dry_run)
-        found = report.Results(self.about, {name: record["figures"] for name, record in items.items()}, without)
+        sources = {f"{record.get('version')} ({record.get('source')})" for record in items.values()}
+        figures_by_name = {name: record["figures"] for name, record in items.items()}
+        found = report.Results(self.about, figures_by_name, without, tuple(sorted(sources)))
         write_text(self.folder / "report.md", report.markdown(found, every))
         if figures:
             self.drawn = time.monotonic()

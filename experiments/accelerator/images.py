@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import pathlib
 import zlib
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -75,7 +76,7 @@ def _made(number: int, kernel_size: int, *, toy: bool) -> LoadedExample:
     """A free image blurred by a camera shake of our own; the same every time with the same packages."""
     size = sizes.kernel_size(kernel_size, toy=toy)
     side = sizes.image_side(toy=toy) + size - 1
-    choice = [(name, image) for name, image in _free(("tune", "check")) if min(image.shape) >= side]
+    choice = [(name, image) for name, image in _free() if min(image.shape) >= side]
     name, image = choice[number % len(choice)] if choice else (f"boxes{number}", boxes(side, number))
     top, left = ((length - side) // 2 for length in image.shape)
     generator = np.random.default_rng(zlib.crc32(f"{name} {kernel_size}".encode()))
@@ -99,15 +100,16 @@ def _made(number: int, kernel_size: int, *, toy: bool) -> LoadedExample:
     )
 
 
-def _free(splits: tuple[str, ...]) -> Iterator[tuple[str, np.ndarray]]:
+@functools.cache
+def _free() -> tuple[tuple[str, np.ndarray], ...]:
     """Free images that installed packages ship, reduced as the scenes of experiments.generalisation are: name and luma."""
+    found = []
     for scene in scenes.read_split():
         path = scenes.find_source(scene, None, None)
-        if scene.split in splits and path is not None:
-            try:
-                yield scene.name, scenes.read_sharp(scene, path)
-            except InputError:  # another version of the package has another file
-                continue
+        if path is not None:
+            with contextlib.suppress(InputError):  # another version of the package has another file
+                found.append((scene.name, scenes.read_sharp(scene, path)))
+    return tuple(found)
 
 
 def to_train(context: plan.Context, smallest: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

@@ -30,11 +30,13 @@ class Results:
       about: the device and the kind of run.
       items: figures by part/item.
       without: why the others have none.
+      sources: versions of the code that measured, each with the digest of its files.
     """
 
     about: Mapping[str, Any]
     items: Mapping[str, Mapping[str, Any]]
     without: Mapping[str, str]
+    sources: Sequence[str] = ()
 
     def of(self, part: str) -> dict[str, Mapping[str, Any]]:
         """The figures of a part by item, in the order of the plan's items as far as they are known."""
@@ -85,7 +87,7 @@ def claims(results: Results) -> list[Claim]:
     dwdn, sparse = (results.value("training/compare", f"{name}_psnr") for name in ("dwdn", "sparse"))
     return [
         Claim("numerics: checks in full float32 that fail", float(known.count(False)) if known else None, 0, ""),
-        Claim("5000 steps of selfdeblur at 255×255", seconds(1), 20, " s"),
+        Claim("5000 steps of selfdeblur at 255×255, once compiled", seconds(1), 20, " s"),
         Claim("eight restarts beside one, in time", ratio(seconds(8), seconds(1)), 2.5, " ×"),
         *(
             Claim(f"our step of {name} beside PyTorch's", ratio(step("steps", name), step("steps_torch", name)), 0.7, " ×")
@@ -117,6 +119,8 @@ def markdown(results: Results, parts: Sequence[plan.Part]) -> str:
     about = results.about
     lines = [f"# The accelerator pack: {about.get('kind', 'unknown device')}", ""]
     lines.append(f"jax {about.get('jax')}, backend {about.get('backend')}, device memory {about.get('memory_mb')} MB.")
+    if len(results.sources) > 1:
+        lines += ["", f"Measured with more than one state of the code: {', '.join(results.sources)}."]
     if about.get("dry_run"):
         lines += ["", "**A dry run: everything is a toy on the processor, and no figure here means anything.**"]
     lines += ["", "![The main figures](report.png)", "", *_table(("claim", "measured", "limit", "holds"), _claim_rows(results))]
