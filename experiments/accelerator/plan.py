@@ -131,7 +131,14 @@ def parts(data_dir: pathlib.Path | None = None, *, toy: bool = False) -> list[Pa
             items(20, "card", "operators") + items(45, "generators", "gradients"),
         ),
         Part("steps", "Steps at 255×255", "speed", items(45, *DEEP_PRIORS)),
-        Part("steps_torch", "PyTorch's steps at 255×255", "speed", torch_items(15, 70), "torch"),
+        Part(
+            "steps_torch",
+            "PyTorch's steps at 255×255",
+            "speed",
+            torch_items(15, 70),
+            "torch",
+            toys=("selfdeblur", "selfdeblur_compiled", "mc", "mc_compiled", "weak_dmphn"),
+        ),
         Part(
             "fits",
             "Fits at published settings",
@@ -145,7 +152,7 @@ def parts(data_dir: pathlib.Path | None = None, *, toy: bool = False) -> list[Pa
             "Restarts of one image",
             "fits",
             items(60, *(f"selfdeblur_x{count}" for count in RESTARTS)),
-            toys=("selfdeblur_x1", "selfdeblur_x2"),
+            toys=("selfdeblur_x2",),
         ),
         Part(
             "classical",
@@ -162,7 +169,13 @@ def parts(data_dir: pathlib.Path | None = None, *, toy: bool = False) -> list[Pa
             "cpu",
             toys=tuple(f"{preset}_{images[0]}" for preset in CLASSICAL),
         ),
-        Part("precision", "What precision costs in dB", "fits", items(60, *(f"selfdeblur_{name}" for name in PRECISIONS))),
+        Part(
+            "precision",
+            "What precision costs in dB",
+            "fits",
+            items(60, *(f"selfdeblur_{name}" for name in PRECISIONS)),
+            toys=("selfdeblur_default", "selfdeblur_bfloat16"),
+        ),
         Part("steps_large", "Steps at 1024×768", "speed", items(60, *DEEP_PRIORS), toys=("selfdeblur",)),
         Part(
             "steps_large_torch",
@@ -170,10 +183,10 @@ def parts(data_dir: pathlib.Path | None = None, *, toy: bool = False) -> list[Pa
             "speed",
             torch_items(30, 90),
             "torch",
-            toys=("selfdeblur", "selfdeblur_compiled"),
+            toys=("selfdeblur",),
         ),
         Part("training", "DWDN trained on free images", "training", items(300, "train") + items(30, "compare")),
-        Part("weak", "Weak supervision by that DWDN", "fits", items(90, *WEAK), toys=WEAK[:3]),
+        Part("weak", "Weak supervision by that DWDN", "fits", items(90, *WEAK), toys=("weak_dwdn", "weak_dwdn_beta")),
     ]
     return [_as_toy(part) for part in found] if toy else found
 

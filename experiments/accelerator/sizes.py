@@ -18,7 +18,8 @@ _TOY_INITIALISER = InitialiserConfig(
     fine_iterations=3,
     softness_stds=(0.4,),
 )
-_TOY_CHUNK = 3
+# Long enough that in a run of one chunk no two changes of a schedule fall on one step, which would be another program.
+_TOY_CHUNK = 10
 
 
 def preset(name: str, *, toy: bool) -> Config:
@@ -42,7 +43,7 @@ def _toy_fit(fit: FitConfig) -> FitConfig:
         kernel = dataclasses.replace(kernel, hidden_sizes=(20,))
     elif isinstance(kernel, UNetConfig):
         kernel = unet
-    steps = dataclasses.replace(fit.stretched(4 * _TOY_CHUNK), chunk_size=_TOY_CHUNK)
+    steps = dataclasses.replace(fit.stretched(2 * _TOY_CHUNK), chunk_size=_TOY_CHUNK)
     return dataclasses.replace(steps, image_generator=image, kernel_generator=kernel)
 
 
