@@ -404,7 +404,7 @@ def environment(part: plan.Part, *, toy: bool) -> dict[str, str]:
     if toy or part.place != "accelerator":
         found["JAX_PLATFORMS"] = "cpu"
     if toy:
-        found.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        found["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     elif part.place == "cpu":
         found = runtime.huge_pages_environment(found) or found
     return found
