@@ -82,7 +82,9 @@ def fitted(
         Task(example, config, seed, None, False, None)
         for example, seed in zip(examples, seeds or [0] * len(examples), strict=True)
     ]
-    size = batch_size(context.batch_size, config, examples[0].load_blurry().shape, elsewhere=False)
+    # A toy's images go together on a processor too, as a real run's do on an accelerator.
+    asked = len(tasks) if context.toy and context.batch_size is None else context.batch_size
+    size = batch_size(asked, config, examples[0].load_blurry().shape, elsewhere=False)
     batches = [tasks[start : start + size] for start in range(0, len(tasks), size)]
     before, rows, arrays = device.peak_bytes(), [], {}
     short = config.override(num_iterations=fit.chunk_size)

@@ -162,7 +162,7 @@ def _claim_rows(results: Results) -> list[tuple[str, ...]]:
             claim.text,
             _NOTHING if claim.value is None else f"{claim.value:.2f}{claim.unit}",
             f"{claim.limit:g}{claim.unit}",
-            words[claim.holds],
+            "not judged" if results.about.get("dry_run") else words[claim.holds],
         )
         for claim in claims(results)
     ]

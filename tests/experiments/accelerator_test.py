@@ -394,6 +394,10 @@ def test_the_report_tells_figures_and_gaps(tmp_path):
     report.draw(found, tmp_path / "report.png")
     with Image.open(tmp_path / "report.png") as figure:
         assert min(figure.size) > 400
+    assert "| our step of selfdeblur beside PyTorch's | 0.50 × | 0.7 × | yes |" in text
+    # Toys say nothing of a card.
+    toy = report.markdown(report.Results({**CARD, "dry_run": True}, ITEMS, {}), plan.parts())
+    assert "| our step of selfdeblur beside PyTorch's | 0.50 × | 0.7 × | not judged |" in toy
     empty = report.Results({"dry_run": True}, {}, {})
     assert "no figure here means anything" in report.markdown(empty, plan.parts())
     report.draw(empty, tmp_path / "empty.png")
