@@ -64,10 +64,11 @@ def _trained(training: dict[str, np.ndarray], cases: Sequence[train_dwdn.Case], 
 def _config(crops: Sequence[np.ndarray], context: Context) -> train_dwdn.TrainConfig:
     """As many steps as fit into the time, found once: the learning rate of a run that goes on must not change."""
     size = sizes.training(toy=context.toy)
+    validations = 2 if context.toy else 20
 
     def config(num_steps: int) -> train_dwdn.TrainConfig:
         return train_dwdn.TrainConfig(
-            size.model, num_steps, size.batch_size, size.crop, size.kernel_sizes, 1e-3, max(1, num_steps // 20), 0
+            size.model, num_steps, size.batch_size, size.crop, size.kernel_sizes, 1e-3, max(1, num_steps // validations), 0
         )
 
     file = context.work_dir / "dwdn" / "steps.json"
@@ -78,7 +79,7 @@ def _config(crops: Sequence[np.ndarray], context: Context) -> train_dwdn.TrainCo
     usable = (min(size.seconds, context.seconds_left() - reserve)) * (1 - _RESERVE_SHARE)
     if usable <= 0:
         raise InputError("no time left to train: give --budget_minutes=9 and --part=training")
-    num_steps = max(2, min(int(usable / seconds), 20 if context.toy else 1_000_000))
+    num_steps = max(2, min(int(usable / seconds), 4 if context.toy else 1_000_000))
     write_text(file, json.dumps(num_steps))
     return config(num_steps)
 
