@@ -167,7 +167,7 @@ def parts(data_dir: pathlib.Path | None = None, *, toy: bool = False) -> list[Pa
             "classical",
             items(40, *classical),
             "cpu",
-            toys=tuple(f"{preset}_{images[0]}" for preset in CLASSICAL),
+            toys=(f"{CLASSICAL[0]}_{images[0]}",),
         ),
         Part(
             "precision",
@@ -186,7 +186,7 @@ def parts(data_dir: pathlib.Path | None = None, *, toy: bool = False) -> list[Pa
             toys=("selfdeblur",),
         ),
         Part("training", "DWDN trained on free images", "training", items(300, "train") + items(30, "compare")),
-        Part("weak", "Weak supervision by that DWDN", "fits", items(90, *WEAK), toys=("weak_dwdn", "weak_dwdn_beta")),
+        Part("weak", "Weak supervision by that DWDN", "fits", items(90, *WEAK), toys=("weak_dwdn_beta",)),
     ]
     return [_as_toy(part) for part in found] if toy else found
 
