@@ -17,14 +17,13 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from absl import app, flags, logging
 
+from experiments.steppers import Stepper, jax_stepper, torch_stepper
 from jaxdeblur import runtime
-from jaxdeblur.config import FitConfig, KernelMlpConfig, SkipNetConfig
+from jaxdeblur.config import FitConfig
 from jaxdeblur.presets import PRESETS
 
 _PRESET = flags.DEFINE_string("preset", "selfdeblur", "preset whose fit is timed")
@@ -38,80 +37,37 @@ _TURNS = flags.DEFINE_integer("turns", 5, "turns of each side; the median counts
 _CACHE_DIR = flags.DEFINE_string("cache_dir", runtime.OFF, "compilation cache; off, so that compiling is timed")
 _WORKER = flags.DEFINE_enum("worker", None, ["jax", "torch"], "run as one of the sides (used by this script itself)")
 
-_SEED = 0
 # Worker threads of one side may spin a while after its turn; the next side should not pay for that.
 _PAUSE_SECONDS = 0.5
 
 
 def _fit_config() -> FitConfig:
-    """The preset's fit with the loss it ends with, which is the one most of its steps use."""
+    """The preset's fit, narrower if asked."""
     config = PRESETS[_PRESET.value].fit
     if config is None:
         raise app.UsageError(f"preset {_PRESET.value} fits no network: nothing to time")
     if _CHANNELS.value is not None:
         narrower = dataclasses.replace(config.image_generator, channels=_CHANNELS.value)
         config = dataclasses.replace(config, image_generator=narrower)
-    last = dataclasses.replace(config.loss_intervals[-1], start=0)
-    return dataclasses.replace(config, loss_intervals=(last,), chunk_size=_STEPS.value)
+    return config
 
 
-def _blurry() -> np.ndarray:
-    return np.random.default_rng(_SEED).random((_SIDE.value, _SIDE.value), np.float32)
-
-
-def _jax_stepper() -> tuple[Callable[[], Any], float]:
-    """Ours: a function that does one turn, and the seconds spent compiling."""
-    import jax
-
-    from jaxdeblur.optimise.losses import Observation
-    from jaxdeblur.optimise.schedules import plan
-    from jaxdeblur.optimise.step import Program, initial_state, run_chunk
-
-    runtime.set_up_cache(_CACHE_DIR.value)
-    config = _fit_config()
-    size = (_KERNEL_SIZE.value, _KERNEL_SIZE.value)
-    program = Program.of(config, (_SIDE.value, _SIDE.value), size, kernel_known=False)
-    schedules = plan(config)
-    observation = Observation.stack([Observation(jax.numpy.asarray(_blurry()))] * _NUM_RESTARTS.value)
-    start = time.perf_counter()
-    keys = jax.random.split(jax.random.key(_SEED), _NUM_RESTARTS.value)
-    state = jax.block_until_ready(initial_state(program, keys))
-    compiled = run_chunk.lower(program, state, observation, schedules, _STEPS.value).compile()
-    seconds = time.perf_counter() - start
-
-    def turn() -> None:
-        nonlocal state
-        state, _ = jax.block_until_ready(compiled(state, observation, schedules, _STEPS.value))
-
-    return turn, seconds
-
-
-def _torch_stepper() -> tuple[Callable[[], Any], float]:
-    """PyTorch: the same; restarts one after the other, as it has no other way."""
-    from experiments.torch_twin import Fit
-
-    config = _fit_config()
-    image, kernel = config.image_generator, config.kernel_generator
-    if not (isinstance(image, SkipNetConfig) and isinstance(kernel, KernelMlpConfig)):
-        raise app.UsageError(f"there is no PyTorch side for the networks of {_PRESET.value}: compare a SelfDeblur preset")
-    size = (_KERNEL_SIZE.value, _KERNEL_SIZE.value)
-    loss = config.loss_intervals[0].terms[0][0]
-    rates = (config.image_learning_rate, config.kernel_learning_rate)
-    fits = [Fit(_blurry(), image, kernel, size, loss=loss, learning_rates=rates) for _ in range(_NUM_RESTARTS.value)]
-
-    def turn() -> None:
-        for _ in range(_STEPS.value):
-            for fit in fits:
-                fit.step()
-
-    return turn, 0.0
+def _stepper() -> Stepper:
+    arguments = (_fit_config(), (_SIDE.value, _SIDE.value), _KERNEL_SIZE.value, _STEPS.value)
+    if _WORKER.value == "jax":
+        return jax_stepper(*arguments, num_restarts=_NUM_RESTARTS.value, cache_dir=_CACHE_DIR.value)
+    try:
+        return torch_stepper(*arguments, num_restarts=_NUM_RESTARTS.value)
+    except ValueError as error:
+        raise app.UsageError(f"{_PRESET.value} cannot be compared: {error}") from None
 
 
 def _work() -> None:
     """A side: gets ready, then does one turn for every line read, and answers with JSON."""
-    turn, compile_seconds = (_jax_stepper if _WORKER.value == "jax" else _torch_stepper)()
+    stepper = _stepper()
+    turn = stepper.turn
     turn()
-    print(json.dumps({"compile_s": compile_seconds}), flush=True)
+    print(json.dumps({"compile_s": stepper.compile_s}), flush=True)
     for _ in sys.stdin:
         time.sleep(_PAUSE_SECONDS)
         start = time.perf_counter()

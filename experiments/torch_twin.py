@@ -1,20 +1,22 @@
-"""A small PyTorch version of SelfDeblur's networks, loss and step, for parity tests and timings.
+"""A small PyTorch version of the deep priors' networks, losses and steps, for parity tests and timings.
 
-Written from the paper (Ren et al., CVPR 2020, https://arxiv.org/abs/1908.02197) as its users would run it: library
-convolutions, batch normalisation in training mode, ``Upsample``, one Adam with two learning rates. Modules carry the names of
-:mod:`jaxdeblur.networks`' parameters, so that weights map one to one.
+Written from the papers (SelfDeblur: Ren et al., CVPR 2020, https://arxiv.org/abs/1908.02197; Monte-Carlo sampling: Li, Nan &
+Ji, Inverse Problems 2021) as their users would run it: library convolutions, batch normalisation in training mode,
+``Upsample``, Adam with a learning rate for each network. Modules carry the names of :mod:`jaxdeblur.networks`' parameters, so
+that weights map one to one.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from jaxdeblur.config import KernelMlpConfig, SkipNetConfig
+from jaxdeblur.config import FitConfig, KernelMlpConfig, SkipNetConfig, UNetConfig
 from jaxdeblur.networks.skip import FIRST_NON_LOCAL_SCALE
 
 _SSIM_WINDOW, _SSIM_SIGMA, _C1, _C2 = 11, 1.5, 0.01**2, 0.03**2
@@ -90,6 +92,52 @@ class SkipNet(nn.Module):
         return torch.sigmoid(self.parts["out_conv"](self._scale(latent, 0)))
 
 
+class UNet(nn.Module):
+    """Latent ``[1, C, H, W]`` → image ``[1, 1, H, W]``, or a kernel of that shape whose pixels sum to one.
+
+    Args:
+      config: widths and depth.
+      activation: ``sigmoid`` for an image; ``softmax`` for a kernel, which starts flat.
+    """
+
+    def __init__(self, config: UNetConfig, activation: Literal["sigmoid", "softmax"] = "sigmoid") -> None:
+        super().__init__()
+        self.config, self.activation = config, activation
+        self.dropout_rate = 0.0
+        parts: dict[str, nn.Module] = {}
+        for level in range(config.num_levels):
+            inputs = config.channels if level else config.latent_channels
+            parts[f"encode{level}_conv"] = _conv(inputs, config.channels, 3, 2 if level else 1)
+            parts[f"encode{level}_norm"] = nn.BatchNorm2d(config.channels)
+            if level < config.num_levels - 1:
+                parts[f"decode{level}_conv"] = _conv(2 * config.channels, config.channels, 3)
+                parts[f"decode{level}_norm"] = nn.BatchNorm2d(config.channels)
+        out = _conv(config.channels, 1)
+        if activation == "softmax":
+            nn.init.zeros_(out.weight)
+            out.bias = nn.Parameter(torch.zeros(1))
+        parts["out_conv"] = out
+        self.parts = nn.ModuleDict(parts)
+
+    def _block(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        x = self.parts[f"{name}_norm"](self.parts[f"{name}_conv"](x))
+        return F.leaky_relu(x, self.config.negative_slope)
+
+    def forward(self, latent: torch.Tensor) -> torch.Tensor:
+        """``[1, latent_channels, H, W]`` → ``[1, 1, H, W]``."""
+        levels = [self._block("encode0", latent)]
+        for level in range(1, self.config.num_levels):
+            levels.append(self._block(f"encode{level}", levels[-1]))
+        x = levels.pop()
+        for level in reversed(range(self.config.num_levels - 1)):
+            joined = levels.pop()
+            x = F.dropout(x, self.dropout_rate) if self.dropout_rate else x
+            x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+            x = self._block(f"decode{level}", torch.cat([joined, x[:, :, : joined.shape[2], : joined.shape[3]]], 1))
+        x = self.parts["out_conv"](x)
+        return torch.sigmoid(x) if self.activation == "sigmoid" else F.softmax(x.flatten(), dim=0).view(x.shape)
+
+
 class KernelMlp(nn.Module):
     """Latent ``[latent_size]`` → kernel ``[h, w]``."""
 
@@ -119,7 +167,7 @@ def to_flax(module: nn.Module, *, gradients: bool = False) -> dict[str, Any]:
             source = parameter.grad if gradients else parameter
             if source is None:
                 raise ValueError(f"{path}.{name} has no gradient")
-            value = source.detach().numpy()
+            value = source.detach().cpu().numpy()
             if name == "weight":
                 if isinstance(owner, nn.BatchNorm2d):
                     name = "scale"
@@ -136,14 +184,19 @@ def to_flax(module: nn.Module, *, gradients: bool = False) -> dict[str, Any]:
     return tree
 
 
-def one_minus_ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """One minus the mean SSIM of ``[1, 1, H, W]`` images, zero padded."""
-    offsets = torch.arange(_SSIM_WINDOW, dtype=torch.float32) - _SSIM_WINDOW // 2
+def ssim_window(like: torch.Tensor) -> torch.Tensor:
+    """The Gaussian window ``[1, 1, 11, 11]`` of :func:`one_minus_ssim`, of the type and on the device of ``like``."""
+    offsets = torch.arange(_SSIM_WINDOW, dtype=like.dtype, device=like.device) - _SSIM_WINDOW // 2
     taps = torch.exp(-(offsets**2) / (2 * _SSIM_SIGMA**2))
-    window = torch.outer(taps, taps) / taps.sum() ** 2
+    return torch.outer(taps, taps)[None, None] / taps.sum() ** 2
+
+
+def one_minus_ssim(a: torch.Tensor, b: torch.Tensor, window: torch.Tensor | None = None) -> torch.Tensor:
+    """One minus the mean SSIM of ``[1, 1, H, W]`` images, zero padded; ``window`` is :func:`ssim_window`'s, if at hand."""
+    taps = ssim_window(a) if window is None else window
 
     def mean(x: torch.Tensor) -> torch.Tensor:
-        return F.conv2d(x, window[None, None], padding=_SSIM_WINDOW // 2)
+        return F.conv2d(x, taps, padding=_SSIM_WINDOW // 2)
 
     mean_a, mean_b = mean(a), mean(b)
     var_a, var_b, cov = mean(a * a) - mean_a**2, mean(b * b) - mean_b**2, mean(a * b) - mean_a * mean_b
@@ -151,46 +204,112 @@ def one_minus_ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return 1 - ssim.mean()
 
 
+# Loss terms: functions of the image, the kernel, the re-blurred image, the blurry one, the surrogate and SSIM's window.
+_TERMS: dict[str, Callable[..., torch.Tensor]] = {
+    "mse": lambda image, kernel, reblurred, blurry, surrogate, window: F.mse_loss(reblurred, blurry),
+    "mae": lambda image, kernel, reblurred, blurry, surrogate, window: F.l1_loss(reblurred, blurry),
+    "one_minus_ssim": lambda image, kernel, reblurred, blurry, surrogate, window: one_minus_ssim(reblurred, blurry, window),
+    "kernel_energy": lambda image, kernel, reblurred, blurry, surrogate, window: kernel.square().sum(),
+    "weak_mae": lambda image, kernel, reblurred, blurry, surrogate, window: F.l1_loss(_cropped(image, kernel), surrogate),
+}
+
+
+def _cropped(image: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
+    rows, columns = (side // 2 for side in kernel.shape[-2:])
+    return image[:, :, rows : image.shape[2] - rows, columns : image.shape[3] - columns]
+
+
 class Fit:
-    """SelfDeblur's loop on one image: joint Adam, perturbed latent, one loss.
+    """A deep prior's loop on one image: Adam, perturbed latent and dropout, the loss of the last interval.
+
+    Noise, dropout and learning rates are those of the last step; what a step costs does not depend on them.
 
     Args:
       blurry: ``[H, W]``.
-      image_config: of the image generator.
-      kernel_config: of the kernel generator.
+      config: networks, loss and update (``joint`` or ``sequential``), one sample a step.
       kernel_shape: ``(h, w)``.
-      loss: ``mse`` or ``one_minus_ssim``.
-      learning_rates: for image and kernel.
-      input_noise_std: of the latent's perturbation.
+      surrogate: ``[H, W]`` for the weak terms, a pre-trained network's restoration.
+      device: where it runs.
+      backend: of ``torch.compile`` for networks and loss, such as ``inductor``; None to run them as they are.
+
+    Raises:
+      ValueError: there is no PyTorch side for a network, a loss term or the update.
     """
 
     def __init__(
         self,
         blurry: np.ndarray,
-        image_config: SkipNetConfig,
-        kernel_config: KernelMlpConfig,
+        config: FitConfig,
         kernel_shape: tuple[int, int],
         *,
-        loss: str = "one_minus_ssim",
-        learning_rates: tuple[float, float] = (1e-2, 1e-4),
-        input_noise_std: float = 0.001,
+        surrogate: np.ndarray | None = None,
+        device: str = "cpu",
+        backend: str | None = None,
     ) -> None:
-        self.blurry = torch.from_numpy(np.asarray(blurry, np.float32))[None, None]
+        self.terms = config.loss_intervals[-1].terms
+        if missing := [name for name, _ in self.terms if name not in _TERMS]:
+            raise ValueError(f"no PyTorch side for the loss {missing[0]}")
+        if config.num_samples != 1 or config.update == "alternating" or config.randomises_kernel:
+            raise ValueError("no PyTorch side for several samples, alternating updates or a randomised kernel")
+        self.sequential = config.update == "sequential"
+        self.blurry, self.surrogate = (
+            None if image is None else torch.from_numpy(np.asarray(image, np.float32)).to(device)[None, None]
+            for image in (blurry, surrogate)
+        )
         shape = [side + kernel - 1 for side, kernel in zip(blurry.shape, kernel_shape, strict=True)]
-        self.image_net, self.kernel_net = SkipNet(image_config), KernelMlp(kernel_config, kernel_shape)
-        self.image_latent = image_config.latent_scale * torch.rand(1, image_config.latent_channels, *shape)
-        self.kernel_latent = kernel_config.latent_scale * torch.rand(kernel_config.latent_size)
-        self.loss, self.input_noise_std = loss, input_noise_std
-        groups = zip((self.image_net, self.kernel_net), learning_rates, strict=True)
-        self.adam = torch.optim.Adam([{"params": net.parameters(), "lr": rate} for net, rate in groups])
+        image, kernel = config.image_generator, config.kernel_generator
+        if not isinstance(kernel, KernelMlpConfig | UNetConfig):
+            raise ValueError(f"no PyTorch side for the kernel generator {kernel}")
+        self.image_net = _image_net(config).to(device)
+        self.kernel_net = _kernel_net(kernel, kernel_shape).to(device)
+        self.image_latent = image.latent_scale * torch.rand(1, image.latent_channels, *shape, device=device)
+        size = (kernel.latent_size,) if isinstance(kernel, KernelMlpConfig) else (1, kernel.latent_channels, *kernel_shape)
+        self.kernel_latent = kernel.latent_scale * torch.rand(*size, device=device)
+        self.kernel_shape = kernel_shape
+        self.input_noise_std = config.input_noise_std[-1][1]
+        self.window = ssim_window(self.image_latent)
+        compiled = torch.compile(backend=backend) if backend else lambda function: function
+        self._image, self._kernel, self._loss = compiled(self.image_net), compiled(self.kernel_net), compiled(self._objective)
+        nets = ((self.image_net, config.image_learning_rate), (self.kernel_net, config.kernel_learning_rate))
+        self.image_adam, self.kernel_adam = (torch.optim.Adam(net.parameters(), lr=rate) for net, rate in nets)
 
-    def step(self) -> float:
-        """One step; returns the loss before it."""
-        self.adam.zero_grad()
-        image = self.image_net(self.image_latent + self.input_noise_std * torch.randn_like(self.image_latent))
-        kernel = self.kernel_net(self.kernel_latent)
-        reblurred = F.conv2d(image, kernel.flip(0, 1)[None, None])
-        loss = one_minus_ssim(reblurred, self.blurry) if self.loss == "one_minus_ssim" else F.mse_loss(reblurred, self.blurry)
-        loss.backward()
-        self.adam.step()
-        return float(loss.detach())
+    def _objective(self, image: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
+        reblurred = F.conv2d(image, kernel.flip(-2, -1)[None, None])
+        values = [
+            weight * _TERMS[name](image, kernel, reblurred, self.blurry, self.surrogate, self.window)
+            for name, weight in self.terms
+        ]
+        return torch.stack(values).sum()
+
+    def step(self) -> torch.Tensor:
+        """One step; returns the loss before it, which is not waited for."""
+        self.image_adam.zero_grad()
+        self.kernel_adam.zero_grad()
+        image = self._image(self.image_latent + self.input_noise_std * torch.randn_like(self.image_latent))
+        kernel = self._kernel(self.kernel_latent).view(self.kernel_shape)
+        loss: torch.Tensor
+        if self.sequential:
+            loss = self._loss(image.detach(), kernel)
+            loss.backward()
+            self.kernel_adam.step()
+            with torch.no_grad():
+                kernel = self._kernel(self.kernel_latent).view(self.kernel_shape)
+            self._loss(image, kernel).backward()
+        else:
+            loss = self._loss(image, kernel)
+            loss.backward()
+            self.kernel_adam.step()
+        self.image_adam.step()
+        return loss.detach()
+
+
+def _image_net(config: FitConfig) -> nn.Module:
+    if isinstance(config.image_generator, SkipNetConfig):
+        return SkipNet(config.image_generator)
+    net = UNet(config.image_generator)
+    net.dropout_rate = config.dropout_rate[-1][1]
+    return net
+
+
+def _kernel_net(config: KernelMlpConfig | UNetConfig, kernel_shape: tuple[int, int]) -> nn.Module:
+    return KernelMlp(config, kernel_shape) if isinstance(config, KernelMlpConfig) else UNet(config, "softmax")

@@ -257,16 +257,22 @@ def network_psnrs(params: Any, cases: Sequence[Case], apply: Callable[..., jax.A
     return values
 
 
-def comparison(params: Any, cases: Sequence[Case]) -> list[str]:
-    """A table of PSNRs in dB: blurry, sparse prior, network, by noise level; the kernel is known to both."""
+def compared(params: Any, cases: Sequence[Case]) -> list[tuple[float, float, float, float]]:
+    """For each case the noise, and PSNRs in dB: blurry, sparse prior, network; the kernel is known to both."""
     restore = jax.jit(dwdn.restore)
-    lines = [f"{'noise':>8}{'cases':>7}{'blurry':>9}{'sparse':>9}{'dwdn':>9}  dB"]
     rows = []
     for case in cases:
         noise = noise_std(case.blurry)
         sparse = finish.restore(case.blurry, case.kernel, "sparse", NonblindConfig(), noise_std=noise)
         ours = np.asarray(restore(params, case.blurry, case.kernel))
-        rows.append((case.noise_std, *(case_psnr(case, image) for image in (case.blurry, sparse, ours))))
+        before, usual, found = (case_psnr(case, image) for image in (case.blurry, sparse, ours))
+        rows.append((case.noise_std, before, usual, found))
+    return rows
+
+
+def comparison(rows: Sequence[tuple[float, float, float, float]]) -> list[str]:
+    """What :func:`compared` found as a table, by noise level."""
+    lines = [f"{'noise':>8}{'cases':>7}{'blurry':>9}{'sparse':>9}{'dwdn':>9}  dB"]
     for name, chosen in [*((f"{std:.2f}", [r for r in rows if r[0] == std]) for std in _TEST_NOISE_STDS), ("all", rows)]:
         means = np.mean(chosen, axis=0)[1:]
         lines.append(f"{name:>8}{len(chosen):>7}" + "".join(f"{mean:>9.2f}" for mean in means))
@@ -419,7 +425,7 @@ def main(argv: list[str]) -> None:
         crops = [version for image in images.values() for version in reduced(image, smallest)]
         state = train(config, crops, cases, folder)
         draw_curve(_curve_until(folder / "curve.csv", config.num_steps), folder / "curve.png")
-        print(*comparison(state.best_params, cases), sep="\n")
+        print(*comparison(compared(state.best_params, cases)), sep="\n")
     except (InputError, flags.Error) as error:
         sys.exit(str(error))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import pathlib
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -101,8 +102,12 @@ class Task:
     cache_dir: str | None
 
 
-def run_tasks(tasks: Sequence[Task]) -> list[dict[str, Any]]:
+def run_tasks(tasks: Sequence[Task], *, checkpoint: pathlib.Path | None = None) -> list[dict[str, Any]]:
     """Does tasks of one configuration, together where their images are alike.
+
+    Args:
+      tasks: the runs.
+      checkpoint: file that keeps the state of a deep prior's fit, see :func:`jaxdeblur.deblur`.
 
     Returns:
       For each, ``metrics`` by name; ``arrays`` by name, ``restored`` and ``kernel`` among them; ``curve``, lists by name, or
@@ -123,7 +128,7 @@ def run_tasks(tasks: Sequence[Task]) -> list[dict[str, Any]]:
         for task, follower in zip(tasks, followers, strict=True)
     ]
     began = time.perf_counter()
-    results = deblur_batch(photos, tasks[0].config)
+    results = deblur_batch(photos, tasks[0].config, checkpoint=checkpoint)
     seconds = (time.perf_counter() - began) / len(tasks)
     return [
         _measured(task, result, follower, seconds) for task, result, follower in zip(tasks, results, followers, strict=True)

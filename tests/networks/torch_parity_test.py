@@ -92,46 +92,11 @@ def test_kernel_mlp_agrees(hidden_sizes):
     _assert_close(gradient, torch_twin.to_flax(twin, gradients=True))
 
 
-class UNetTwin(torch.nn.Module):
-    """The U-Net in plain PyTorch."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.config, parts = config, {}
-        for level in range(config.num_levels):
-            inputs = config.channels if level else config.latent_channels
-            self._add(parts, f"encode{level}", inputs, stride=2 if level else 1)
-            if level < config.num_levels - 1:
-                self._add(parts, f"decode{level}", 2 * config.channels)
-        parts["out_conv"] = torch.nn.Conv2d(config.channels, 1, 1)
-        self.parts = torch.nn.ModuleDict(parts)
-
-    def _add(self, parts, name, inputs, stride=1):
-        parts[f"{name}_conv"] = torch.nn.Conv2d(inputs, self.config.channels, 3, stride, 1, padding_mode="reflect")
-        parts[f"{name}_norm"] = torch.nn.BatchNorm2d(self.config.channels)
-
-    def _block(self, name, x):
-        x = self.parts[f"{name}_norm"](self.parts[f"{name}_conv"](x))
-        return torch.nn.functional.leaky_relu(x, self.config.negative_slope)
-
-    def forward(self, latent):
-        levels = [self._block("encode0", latent)]
-        for level in range(1, self.config.num_levels):
-            levels.append(self._block(f"encode{level}", levels[-1]))
-        x = levels.pop()
-        for level in reversed(range(self.config.num_levels - 1)):
-            joined = levels.pop()
-            x = torch.nn.functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
-            x = torch.cat([joined, x[:, :, : joined.shape[2], : joined.shape[3]]], 1)
-            x = self._block(f"decode{level}", x)
-        return torch.sigmoid(self.parts["out_conv"](x))
-
-
 @pytest.mark.parametrize(("shape", "num_levels"), [((47, 40), 3), pytest.param((64, 67), 5, marks=pytest.mark.slow)])
 def test_unet_agrees(shape, num_levels):
     torch.manual_seed(0)
     config = UNetConfig(num_levels=num_levels, channels=8)
-    twin = UNetTwin(config)
+    twin = torch_twin.UNet(config)
     _randomise(twin)
     latent = torch.rand(1, config.latent_channels, *shape)
     params = jax.tree.map(jnp.asarray, torch_twin.to_flax(twin))
