@@ -15,7 +15,7 @@ import numpy as np
 import scipy.ndimage
 
 from jaxdeblur.classical import kernel_l0, variational
-from jaxdeblur.classical.judge import judge
+from jaxdeblur.classical.judge import judge, score
 from jaxdeblur.config import InitialiserConfig
 from jaxdeblur.operators.kernels import centre_kernel, crop_kernel, pad_kernel, resize_kernel
 
@@ -40,13 +40,13 @@ class KernelEstimate:
     Attributes:
       kernels: ``[h, h]`` by name, one for each softness that the sharp image was taken to have, the best first by
         :func:`~jaxdeblur.classical.judge.judge`; non-negative, summing to one, their mass centred.
-      negative_log_evidences: of each guess, ``F(k)`` per pixel at the scale where they were first compared; those with the
-        lowest went on.
+      guess_scores: of each guess, by :func:`~jaxdeblur.classical.judge.score` at the scale where they were first compared;
+        those with the lowest went on.
       touches_border: whether the kernel still reaches the border of the largest support there is room for.
     """
 
     kernels: dict[str, np.ndarray]
-    negative_log_evidences: tuple[float, ...]
+    guess_scores: tuple[float, ...]
     touches_border: bool
 
     @property
@@ -140,8 +140,10 @@ def _estimate(
     model = _Model.of(_resize(blurry, levels[judged_at]), config, noise_std, levels[judged_at].scale)
     full = _support(levels[judged_at].kernel_size, 1.0)
     refined = model.refine([(guess, config.softness_stds[0], full) for guess in guesses], config.guess_iterations)
-    evidences = tuple(evidence for _, evidence in refined)
-    finalists = [refined[index][0] for index in np.argsort(evidences)[: config.num_finalists]]
+    scores = [score for _, score in refined]
+    if config.guess_iterations == 0 and len(guesses) > 1:
+        scores = model.judge(guesses, config.softness_stds[0])
+    finalists = [refined[index][0] for index in np.argsort(scores)[: config.num_finalists]]
 
     if len(finalists) > 1:
         attempts = [(finalist, config.softness_stds[0], full) for finalist in finalists]
@@ -177,11 +179,11 @@ def _estimate(
     names = [f"classical, softness {chain.softness_std:g}" if len(chains) > 1 else "classical" for chain in chains]
     found = {name: np.asarray(_clean(_cut(chain.kernel, chain.shares[0]))) for name, chain in zip(names, chains, strict=True)}
     window = informative_crop(blurry, config.refine_side)
-    scores = judge(blurry[window], found, config, noise_std=noise_std)
+    judged = judge(blurry[window], found, config, noise_std=noise_std)
     report(total)
-    order = sorted(found, key=lambda name: scores[name])
+    order = sorted(found, key=lambda name: judged[name])
     whole = len(chains[names.index(order[0])].shares) == 1
-    return KernelEstimate({name: found[name] for name in order}, evidences, whole)
+    return KernelEstimate({name: found[name] for name in order}, tuple(scores), whole)
 
 
 @dataclasses.dataclass(eq=False)
@@ -235,20 +237,22 @@ class _Model:
       noise_variance: ν where its annealing ends.
       first_noise_variance: and where it begins.
       scale: of the image, as a share of the full size.
+      config: its other settings.
     """
 
     image: jax.Array
     noise_variance: float
     first_noise_variance: float
     scale: float
+    config: InitialiserConfig
 
     @classmethod
     def of(cls, image: jax.Array, config: InitialiserConfig, noise_std: float, scale: float) -> _Model:
         noise = variational.noise_variance(noise_std * scale, smallest=config.noise_variance)
-        return cls(image, noise, config.first_noise_variance / config.noise_variance * noise, scale)
+        return cls(image, noise, config.first_noise_variance / config.noise_variance * noise, scale, config)
 
     def refine(self, attempts: Sequence[tuple[jax.Array, float, jax.Array]], iterations: int) -> list[tuple[jax.Array, float]]:
-        """Kernels refined, and the negative log evidence of each; infinite if it is not finite.
+        """Kernels refined, and the score of each, which is NaN where there is nothing to be done.
 
         Args:
           attempts: kernel, softness of the sharp image at full size, and support.
@@ -263,17 +267,17 @@ class _Model:
                 "noise_variance": self.noise_variance,
                 "first_noise_variance": self.first_noise_variance,
                 "image_softness_std": variational.softness_at(self.scale, std),
+                "thinness": self.config.thinness,
             }
             for kernel, std, support in attempts
         ]
         if iterations == 0:  # a program that refines nothing takes as long to compile as any other
-            kernels = [kernel for kernel, _, _ in attempts]
-            evidences = self.judge(kernels, attempts[0][1]) if len(kernels) > 1 else [0.0]
-            return list(zip(kernels, evidences, strict=True))
-        return [(kernel, _finite(evidence)) for kernel, evidence in _side_by_side(variational.refine_kernel, calls)]
+            return [(kernel, math.nan) for kernel, _, _ in attempts]
+        refined = _side_by_side(variational.refine_kernel, calls)
+        return [(kernel, score(evidence, kernel, self.config)) for kernel, evidence in refined]
 
     def judge(self, kernels: Sequence[jax.Array], softness_std: float) -> list[float]:
-        """The negative log evidence of kernels of one shape, with the same softness for all; infinite if it is not finite."""
+        """The scores of kernels of one shape, with the same softness for all."""
         calls = [
             {
                 "blurry": self.image,
@@ -283,11 +287,8 @@ class _Model:
             }
             for kernel in kernels
         ]
-        return [_finite(evidence) for evidence in _side_by_side(variational.negative_log_evidence, calls)]
-
-
-def _finite(value: jax.Array) -> float:
-    return float(jnp.nan_to_num(value, nan=jnp.inf))
+        evidences = _side_by_side(variational.negative_log_evidence, calls)
+        return [score(evidence, kernel, self.config) for kernel, evidence in zip(kernels, evidences, strict=True)]
 
 
 def _side_by_side(program: jax.stages.Wrapped, calls: Sequence[dict[str, Any]]) -> list[Any]:

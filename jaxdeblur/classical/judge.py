@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -16,7 +17,7 @@ from jaxdeblur.operators.kernels import pad_kernel
 def judge(
     blurry: np.ndarray, kernels: Mapping[str, np.ndarray], config: InitialiserConfig, *, noise_std: float
 ) -> dict[str, float]:
-    """How badly each kernel explains an image: the negative log evidence per pixel, all of them on the support of the largest.
+    """How badly each kernel explains an image: its :func:`score`, all of them on the support of the largest.
 
     All are judged with the same softness of the sharp image, whatever they were estimated with: evidences under different
     softnesses are not comparable, because the softer model always explains less.
@@ -36,13 +37,28 @@ def judge(
     shape = (max(k.shape[0] for k in kernels.values()), max(k.shape[1] for k in kernels.values()))
     variance = variational.noise_variance(noise_std, smallest=config.noise_variance)
 
-    def score(kernel: np.ndarray) -> float:
+    def judged(kernel: np.ndarray) -> float:
         evidence = variational.negative_log_evidence(
             jnp.asarray(blurry),
             pad_kernel(jnp.asarray(kernel), shape),
             noise_variance=variance,
             image_softness_std=config.judging_softness_std,
         )
-        return float(evidence) if math.isfinite(float(evidence)) else math.inf
+        return score(evidence, kernel, config)
 
-    return {name: score(kernel) for name, kernel in kernels.items()}
+    return {name: judged(kernel) for name, kernel in kernels.items()}
+
+
+def score(evidence: jax.Array | float, kernel: jax.Array | np.ndarray, config: InitialiserConfig) -> float:
+    """``F(k) + λ Σ √k``: a kernel's negative log evidence per pixel and prior; lower is better.
+
+    Args:
+      evidence: F(k), see :func:`jaxdeblur.classical.variational.negative_log_evidence`.
+      kernel: ``[h, w]``, non-negative, summing to one.
+      config: whose ``judging_thinness`` is λ.
+
+    Returns:
+      The score; infinite where the evidence is not finite.
+    """
+    value = float(evidence) + config.judging_thinness * float(variational.thinness_penalty(kernel))
+    return value if math.isfinite(value) else math.inf

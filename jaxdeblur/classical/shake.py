@@ -36,7 +36,7 @@ from jaxdeblur.classical.compiled import reproducible_jit
 from jaxdeblur.classical.initialiser import informative_crop
 from jaxdeblur.classical.kernel_l0 import drop_faint, drop_islands
 from jaxdeblur.config import InitialiserConfig, ShakeConfig
-from jaxdeblur.operators import blur, gradients
+from jaxdeblur.operators import blur
 from jaxdeblur.operators.filter_flow import patch_middles
 from jaxdeblur.operators.kernels import centring_shift, normalise_kernel, pad_kernel, resize_kernel
 
@@ -118,6 +118,7 @@ def refine_turning(
     noise_variance: jax.Array | float,
     first_noise_variance: jax.Array | float,
     image_softness_std: jax.Array | float,
+    thinness: jax.Array | float = 0.0,
 ) -> jax.Array:
     """Improves w by alternating the minimisation of ``Σ_p F(k_p)`` over images, their variances and w, with θ kept.
 
@@ -132,24 +133,17 @@ def refine_turning(
       positions: ``[P, 2]``, of the patches' middles in pixels from the image's.
       support: ``[h, w]``, one where w may have mass and zero elsewhere.
       iterations: alternations.
-      noise_variance: last ν, in squared [0, 1] units of the gradients.
+      noise_variance: last ν, in squared [0, 1] units.
       first_noise_variance: first ν.
       image_softness_std: of g, in pixels.
+      thinness: λ, see :func:`jaxdeblur.classical.variational.refine_kernel`.
 
     Returns:
       ``[h, w]``, non-negative, summing to one.
     """
     chex.assert_rank([patches, kernel, positions], [3, 2, 2])
     chex.assert_equal_shape([kernel, angles, support])
-    soft = vb.softness_kernel(_softness_beside_spline(image_softness_std))
-    size = (kernel.shape[0], kernel.shape[1])
-    rows, columns = patches.shape[1] - 1, patches.shape[2] - 1
-    observed = jax.vmap(gradients.gradient)(patches)
-    radius = soft.shape[0] // 2
-    shape = (rows + size[0] + 2 * radius - 1, columns + size[1] + 2 * radius - 1)
-    soften, _ = blur.valid_blur(soft, shape)
-    shown = jnp.zeros((rows + size[0] - 1, columns + size[1] - 1)).at[size[0] - 1 : rows, size[1] - 1 : columns].set(1.0)
-    softness = vb.in_the_middle(vb.convolve(soft, soft, mode="full"), (2 * size[0] - 1, 2 * size[1] - 1))
+    observed, soft = _observe(patches, vb.refining_c(noise_variance), image_softness_std)
     interpolations = _interpolations(angles, positions, _spline)
 
     def whole_kernels(kernel: jax.Array) -> jax.Array:
@@ -160,11 +154,7 @@ def refine_turning(
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         """The image step, and the right side and the lags of the kernel step."""
         sharp, uncertainty = vb.image_step(observed, whole, sharp, variance, noise)
-        softened = soften(sharp)
-        rest = blur.blur_valid(softened * (1.0 - shown), kernel)
-        target = blur.valid_blur_of(softened * shown, size)[1](observed - rest)
-        spread = uncertainty.sum(0)[radius : shape[0] - radius, radius : shape[1] - radius]
-        lags = blur.correlation_lags(softened * shown, size) + jnp.sum(spread * shown) * softness
+        target, lags = vb.kernel_normal_equations(observed, kernel, soft, sharp, uncertainty)
         return sharp, sharp**2 + uncertainty, target, lags
 
     def alternate(_: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
@@ -178,7 +168,7 @@ def refine_turning(
             blurred = jax.vmap(lambda lags, own: blur.stationary_blur(lags)(own))(lags, _kernels(candidate, *interpolations))
             return _kernels_adjoint(blurred, *interpolations)
 
-        target = _kernels_adjoint(targets, *interpolations)
+        target = _kernels_adjoint(targets, *interpolations) - vb.thinness_slope(kernel, thinness * noise * observed.size)
         kernel, steepest = vb.nonnegative_minimum(normal, target, kernel, steepest, support)
         noise = jnp.maximum(vb.NOISE_DECAY * noise, noise_variance)
         return sharp, variance, normalise_kernel(kernel), steepest, noise
@@ -188,6 +178,12 @@ def refine_turning(
     sharp, variance = jax.vmap(vb.settle, (0, 0, None, None))(observed, whole_kernels(kernel), noise, vb.SETTLING_ITERATIONS)
     state = (sharp, variance, kernel, jnp.ones_like(kernel), noise)
     return jax.lax.fori_loop(0, iterations, alternate, state)[2]
+
+
+def _observe(patches: jax.Array, c: jax.Array, image_softness_std: jax.Array | float) -> tuple[jax.Array, jax.Array]:
+    """:func:`jaxdeblur.classical.variational.observe` of every patch, with what the spline leaves of the softness."""
+    std = _softness_beside_spline(image_softness_std)
+    return jax.vmap(lambda patch: vb.observe(patch, c, std), out_axes=(0, None))(patches)
 
 
 @reproducible_jit
@@ -218,8 +214,7 @@ def evidence_and_slope(
       A scalar, and ``[n]``.
     """
     chex.assert_rank([patches, kernel, coefficients, basis, positions], [3, 2, 1, 3, 2])
-    soft = vb.softness_kernel(_softness_beside_spline(image_softness_std))
-    observed = jax.vmap(gradients.gradient)(patches)
+    observed, soft = _observe(patches, vb.judging_c(noise_variance), image_softness_std)
 
     def mean_evidence(coefficients: jax.Array) -> jax.Array:
         kernels = _kernels(kernel, *_interpolations(jnp.tensordot(coefficients, basis, 1), positions, _spline))
@@ -416,6 +411,7 @@ class _Level:
       noise_variance: ν where its annealing ends.
       first_noise_variance: and where it begins.
       softness_std: of the sharp image there, in pixels.
+      thinness: weight of the prior on w.
     """
 
     scale: float
@@ -426,6 +422,7 @@ class _Level:
     noise_variance: float
     first_noise_variance: float
     softness_std: float
+    thinness: float
 
     @classmethod
     def of(
@@ -447,8 +444,7 @@ class _Level:
         # Beside the support there is room for what turns move out of it.
         size = inner + 2 * math.ceil(_TURN_ROOM * inner)
         patches, positions = _cut_patches(image, max(round(config.patch_side * share), 2 * inner), config.num_patches)
-        # Of the differences, which are not whitened here and carry twice the variance.
-        noise = 2.0 * vb.noise_variance(noise_std, smallest=initialiser.noise_variance)
+        noise = vb.noise_variance(noise_std, smallest=initialiser.noise_variance)
         return cls(
             scale,
             size,
@@ -458,6 +454,7 @@ class _Level:
             noise,
             initialiser.first_noise_variance / initialiser.noise_variance * noise,
             vb.softness_at(scale, softness_std),
+            initialiser.thinness,
         )
 
     def refined(self, turning: Turning, iterations: int) -> Turning:
@@ -472,6 +469,7 @@ class _Level:
             noise_variance=self.noise_variance,
             first_noise_variance=self.first_noise_variance,
             image_softness_std=self.softness_std,
+            thinness=self.thinness,
         )
         return dataclasses.replace(turning, kernel=np.asarray(kernel))
 

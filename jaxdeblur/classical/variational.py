@@ -29,6 +29,7 @@ import math
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.sparse.linalg import cg
 
 from jaxdeblur.classical.compiled import reproducible_jit
@@ -49,6 +50,8 @@ _WHITENING_RADIUS = 3
 # less of it the comparison of kernels sharp; both were chosen on the images that settings are chosen on.
 _REFINING_ERROR, _LARGEST_REFINING_C = 1e-5, 10.0
 _JUDGING_ERROR, _LARGEST_JUDGING_C = 3e-6, 1.0
+# Where the slope of √k is no longer steeper: a hundredth of a pixel of a kernel of a hundred.
+_THINNEST = 1e-4
 _SMALLEST_C = 0.3  # for the filter to stay short
 # Averaging over larger pixels is a blur of its own.
 _REDUCED_SOFTNESS = 0.3
@@ -67,11 +70,31 @@ def whitening_filter(c: jax.Array | float) -> jax.Array:
     return jnp.fft.fftshift(whole)[window, window]
 
 
-def _observe(blurry: jax.Array, c: jax.Array, image_softness_std: jax.Array | float) -> tuple[jax.Array, jax.Array]:
+def refining_c(noise_variance: jax.Array | float) -> jax.Array:
+    """c of the whitening filter while kernels are refined."""
+    return jnp.clip(_REFINING_ERROR / noise_variance, _SMALLEST_C, _LARGEST_REFINING_C)
+
+
+def judging_c(noise_variance: jax.Array | float) -> jax.Array:
+    """c of the whitening filter while kernels are compared."""
+    return jnp.clip(_JUDGING_ERROR / noise_variance, _SMALLEST_C, _LARGEST_JUDGING_C)
+
+
+def observe(blurry: jax.Array, c: jax.Array, image_softness_std: jax.Array | float) -> tuple[jax.Array, jax.Array]:
     """The whitened gradients ``[2, H-7, W-7]`` of the blurry image, and ``w * g``, through which they show the sharp one's."""
     white = whitening_filter(c)
     observed = jax.vmap(lambda gradient: convolve(gradient, white, mode="valid"))(gradients.gradient(blurry))
     return observed, convolve(softness_kernel(image_softness_std), white, mode="full")
+
+
+def thinness_penalty(kernel: jax.Array | np.ndarray) -> jax.Array:
+    """``Σ √k``, the negative logarithm of a hyper-Laplacian prior on kernels but for its weight; √n for n equal pixels."""
+    return jnp.sum(jnp.sqrt(jnp.asarray(kernel)))
+
+
+def thinness_slope(kernel: jax.Array, weight: jax.Array | float) -> jax.Array:
+    """``[h, w]``: what of ``weight · Σ √k`` enters a kernel step, linear about the last kernel."""
+    return 0.5 * weight / jnp.sqrt(kernel + _THINNEST)
 
 
 def softness_kernel(std: jax.Array | float) -> jax.Array:
@@ -96,6 +119,7 @@ def refine_kernel(
     noise_variance: jax.Array | float = 1e-6,
     first_noise_variance: jax.Array | float = 3e-6,
     image_softness_std: jax.Array | float = 0.4,
+    thinness: jax.Array | float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
     """Improves a kernel by alternating the minimisation of F(k) over image gradients, their variances and the kernel.
 
@@ -117,30 +141,20 @@ def refine_kernel(
       noise_variance: last ν, in squared [0, 1] units.
       first_noise_variance: first ν.
       image_softness_std: of g, in pixels, at most 1.2 or so.
+      thinness: λ, weight of :func:`thinness_penalty` beside F per pixel.
 
     Returns:
       ``[h, h]``, non-negative, summing to one, and F of it per pixel, as far as its minimum over x and γ has been found.
     """
     chex.assert_rank([blurry, kernel], 2)
     chex.assert_equal_shape([kernel, support])
-    c = jnp.clip(_REFINING_ERROR / noise_variance, _SMALLEST_C, _LARGEST_REFINING_C)
-    observed, soft = _observe(blurry, c, image_softness_std)
-    shape = _support(observed, kernel, soft)
-    radius, size = soft.shape[0] // 2, (kernel.shape[0], kernel.shape[1])
-    soften, _ = blur.valid_blur(soft, shape)
-    rows, columns = observed.shape[-2:]
-    shown = jnp.zeros((rows + size[0] - 1, columns + size[1] - 1)).at[size[0] - 1 : rows, size[1] - 1 : columns].set(1.0)
-    softness = in_the_middle(convolve(soft, soft, mode="full"), (2 * size[0] - 1, 2 * size[1] - 1))
+    observed, soft = observe(blurry, refining_c(noise_variance), image_softness_std)
 
     def alternate(_: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         sharp, variance, kernel, steepest, noise = state
         sharp, uncertainty = image_step(observed, convolve(kernel, soft, mode="full"), sharp, variance, noise)
-
-        softened = soften(sharp)
-        rest = blur.blur_valid(softened * (1.0 - shown), kernel)
-        target = blur.valid_blur_of(softened * shown, size)[1](observed - rest)
-        spread = uncertainty.sum(0)[radius : shape[0] - radius, radius : shape[1] - radius]
-        lags = blur.correlation_lags(softened * shown, size) + jnp.sum(spread * shown) * softness
+        target, lags = kernel_normal_equations(observed, kernel, soft, sharp, uncertainty)
+        target = target - thinness_slope(kernel, thinness * noise * observed.size)
         kernel, steepest = nonnegative_minimum(blur.stationary_blur(lags), target, kernel, steepest, support)
         noise = jnp.maximum(NOISE_DECAY * noise, noise_variance)
         return sharp, sharp**2 + uncertainty, normalise_kernel(kernel), steepest, noise
@@ -177,8 +191,7 @@ def negative_log_evidence(
       A scalar.
     """
     chex.assert_rank([blurry, kernel], 2)
-    c = jnp.clip(_JUDGING_ERROR / noise_variance, _SMALLEST_C, _LARGEST_JUDGING_C)
-    observed, soft = _observe(blurry, c, image_softness_std)
+    observed, soft = observe(blurry, judging_c(noise_variance), image_softness_std)
     whole = convolve(kernel, soft, mode="full")
     sharp, variance = settle(observed, whole, noise_variance, _JUDGE_ITERATIONS)
     return free_energy(observed, whole, sharp, variance, noise_variance)
@@ -229,6 +242,34 @@ def image_step(
     target = adjoint(observed) / noise
     mean, _ = cg(normal, target, x0=sharp, tol=1e-4, maxiter=_IMAGE_CG_STEPS, M=lambda residual: residual * uncertainty)
     return mean, uncertainty
+
+
+def kernel_normal_equations(
+    observed: jax.Array, kernel: jax.Array, soft: jax.Array, sharp: jax.Array, uncertainty: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """b and the lags of N in the kernel step's ``min_k ½⟨k, N k⟩ − ⟨b, k⟩``, see :func:`refine_kernel`.
+
+    Args:
+      observed: ``[2, H, W]``, of :func:`observe`.
+      kernel: ``[h, w]``, the last one.
+      soft: ``w * g``, of :func:`observe`.
+      sharp: ``[2, H', W']``, of :func:`image_step`.
+      uncertainty: its variances, likewise.
+
+    Returns:
+      b, ``[h, w]``, and the lags of N, ``[2h-1, 2w-1]``, as :func:`jaxdeblur.operators.blur.stationary_blur` takes them.
+    """
+    size, radius = (kernel.shape[0], kernel.shape[1]), soft.shape[0] // 2
+    rows, columns = observed.shape[-2:]
+    height, width = sharp.shape[-2:]
+    soften, _ = blur.valid_blur(soft, (height, width))
+    shown = jnp.zeros((rows + size[0] - 1, columns + size[1] - 1)).at[size[0] - 1 : rows, size[1] - 1 : columns].set(1.0)
+    softness = in_the_middle(convolve(soft, soft, mode="full"), (2 * size[0] - 1, 2 * size[1] - 1))
+    softened = soften(sharp)
+    rest = blur.blur_valid(softened * (1.0 - shown), kernel)
+    target = blur.valid_blur_of(softened * shown, size)[1](observed - rest)
+    spread = uncertainty.sum(0)[radius : height - radius, radius : width - radius]
+    return target, blur.correlation_lags(softened * shown, size) + jnp.sum(spread * shown) * softness
 
 
 def in_the_middle(array: jax.Array, shape: tuple[int, int]) -> jax.Array:

@@ -33,6 +33,9 @@ class InitialiserConfig:
         photograph's edges carry: a kernel is estimated for each, from a guess refined with the first, and
         :func:`jaxdeblur.classical.judge.judge` chooses.
       judging_softness_std: the softness with which kernels are judged.
+      thinness: weight of Σ√k, a prior that says that camera shake leaves a thin trace, beside the negative log evidence per
+        pixel while kernels are refined; see :func:`jaxdeblur.classical.variational.thinness_penalty`.
+      judging_thinness: the same where kernels are compared.
       guess_side: guesses are told apart on a level of the pyramid of at most about this many pixels a side.
       refine_side: on finer levels the kernel is refined on an informative crop of at most this many pixels a side.
       image_side: of larger images, only an informative crop of this many pixels a side is looked at.
@@ -51,6 +54,8 @@ class InitialiserConfig:
     first_noise_variance: float = 3e-6
     softness_stds: tuple[float, ...] = (0.7, 0.4, 1.0)
     judging_softness_std: float = 0.4
+    thinness: float = 1e-3
+    judging_thinness: float = 1e-2
     guess_side: int = 300
     refine_side: int = 512
     image_side: int = 1280
@@ -62,6 +67,7 @@ class InitialiserConfig:
             len(self.support_shares) > 0 and min(self.support_shares) > 0 and max(self.support_shares) <= 1,
             "initialiser: support_shares must lie in (0, 1]",
         )
+        require(min(self.thinness, self.judging_thinness) >= 0, "initialiser: thinness must not be negative")
         require(self.num_finalists >= 1, "initialiser: num_finalists must be 1 or more")
         require(self.level_iterations >= 1, "initialiser: level_iterations must be 1 or more")
         require(

@@ -26,8 +26,8 @@ def test_a_motion_kernel_is_found(estimate):
 
 
 def test_every_pair_of_weight_and_support_is_judged(estimate):
-    assert len(estimate.negative_log_evidences) == len(QUICK.gradient_weights) * len(QUICK.support_shares)
-    assert np.isfinite(estimate.negative_log_evidences).all()
+    assert len(estimate.guess_scores) == len(QUICK.gradient_weights) * len(QUICK.support_shares)
+    assert np.isfinite(estimate.guess_scores).all()
 
 
 def test_the_likeliest_guesses_are_refined_and_the_likeliest_of_those_is_kept(monkeypatch):
@@ -69,7 +69,7 @@ def test_there_is_a_kernel_for_each_softness_and_the_judge_says_which_is_best(mo
 def test_the_same_image_gives_the_same_bytes(estimate):
     again = initialiser.estimate_kernel(scene().blurry, QUICK, kernel_size=11, noise_std=NOISE_STD)
     assert again.kernel.tobytes() == estimate.kernel.tobytes()
-    assert again.negative_log_evidences == estimate.negative_log_evidences
+    assert again.guess_scores == estimate.guess_scores
 
 
 def test_progress_counts_the_levels():
@@ -186,4 +186,4 @@ def test_no_program_is_compiled_that_would_do_nothing(monkeypatch):
     monkeypatch.setattr(variational, "refine_kernel", None)
     found = initialiser.estimate_kernel(scene().blurry, size_only, noise_std=NOISE_STD)
     assert found.kernel.sum() == pytest.approx(1.0, abs=1e-5)
-    assert len(found.negative_log_evidences) == len(QUICK.gradient_weights)
+    assert len(found.guess_scores) == len(QUICK.gradient_weights)

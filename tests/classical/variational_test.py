@@ -104,6 +104,24 @@ def test_refinement_tells_a_negative_log_evidence_that_falls(true_kernel):
     assert told[1] < told[0] - 0.05
 
 
+def test_a_prior_on_thin_kernels_takes_spurious_mass_away(true_kernel):
+    rng = np.random.default_rng(2)
+    spurious = rng.uniform(size=true_kernel.shape) * (rng.uniform(size=true_kernel.shape) < 0.3)
+    start = (0.8 * true_kernel + 0.2 * spurious / spurious.sum()).astype(np.float32)
+    without, thin = refined(start, iterations=10), refined(start, iterations=10, thinness=3e-3)
+    outside = scipy.ndimage.binary_dilation(true_kernel > 0, iterations=1) == 0
+    assert float(variational.thinness_penalty(thin)) < float(variational.thinness_penalty(without))
+    assert float(thin[outside].sum()) < 0.75 * float(without[outside].sum())
+    assert kernel_similarity(thin, true_kernel) > kernel_similarity(without, true_kernel) - 0.002
+
+
+def test_thinness_penalty_and_its_slope():
+    assert float(variational.thinness_penalty(np.full((4, 4), 1 / 16))) == pytest.approx(4.0)
+    kernel = jnp.asarray(np.random.default_rng(3).uniform(0.1, 0.2, (3, 3)), jnp.float32)
+    slope = jax.grad(lambda k: 2.0 * variational.thinness_penalty(k))(kernel)
+    np.testing.assert_allclose(variational.thinness_slope(kernel, 2.0), slope, rtol=1e-2)
+
+
 @pytest.mark.parametrize("c", [0.3, 1.0])
 def test_noise_is_white_after_the_whitening_filter(c):
     """Both derivatives together: where the image itself has the noise's power, they have ``|D|²/(|D|² + c)`` of it."""
