@@ -21,6 +21,7 @@ QUICK = InitialiserConfig(
     refine_iterations=20,
     fine_iterations=20,
     softness_stds=(0.4,),
+    vary_iterations=0,
 )
 NOISE_STD = 0.002
 

@@ -15,7 +15,7 @@ import numpy as np
 import scipy.ndimage
 
 from jaxdeblur.classical import kernel_l0, variational
-from jaxdeblur.classical.judge import judge, score
+from jaxdeblur.classical.judge import score
 from jaxdeblur.config import InitialiserConfig
 from jaxdeblur.operators.kernels import centre_kernel, crop_kernel, pad_kernel, resize_kernel
 
@@ -38,14 +38,16 @@ class KernelEstimate:
     """A classical kernel estimate and how it came about.
 
     Attributes:
-      kernels: ``[h, h]`` by name, one for each softness that the sharp image was taken to have, the best first by
-        :func:`~jaxdeblur.classical.judge.judge`; non-negative, summing to one, their mass centred.
+      kernels: ``[h, h]`` by name, those that were found with different softnesses and thinnesses, the best first;
+        non-negative, summing to one, their mass centred.
+      scores: of these, by :func:`~jaxdeblur.classical.judge.score`; NaN if there is one only.
       guess_scores: of each guess, by :func:`~jaxdeblur.classical.judge.score` at the scale where they were first compared;
         those with the lowest went on.
       touches_border: whether the kernel still reaches the border of the largest support there is room for.
     """
 
     kernels: dict[str, np.ndarray]
+    scores: dict[str, float]
     guess_scores: tuple[float, ...]
     touches_border: bool
 
@@ -139,66 +141,81 @@ def _estimate(
     guesses = _guess(blurry, config, levels[: judged_at + 1], report)
     model = _Model.of(_resize(blurry, levels[judged_at]), config, noise_std, levels[judged_at].scale)
     full = _support(levels[judged_at].kernel_size, 1.0)
-    refined = model.refine([(guess, config.softness_stds[0], full) for guess in guesses], config.guess_iterations)
+    refined = model.refine([model.attempt(guess, full) for guess in guesses], config.guess_iterations)
     scores = [score for _, score in refined]
     if config.guess_iterations == 0 and len(guesses) > 1:
         scores = model.judge(guesses, config.softness_stds[0])
     finalists = [refined[index][0] for index in np.argsort(scores)[: config.num_finalists]]
 
     if len(finalists) > 1:
-        attempts = [(finalist, config.softness_stds[0], full) for finalist in finalists]
+        attempts = [model.attempt(finalist, full) for finalist in finalists]
         finalists = [kernel for kernel, _ in model.refine(attempts, config.finalist_iterations)]
         finalists = [finalists[int(np.argmin(model.judge(finalists, config.judging_softness_std)))]]
     best = _clean(finalists[0])
     # Support that the kernel does not need fills with spurious kernel mass, which spoils the image.
     shares = _shares_that_hold(np.asarray(best))
-    chains = [_Chain(std, best, list(shares)) for std in config.softness_stds]
     for index in range(judged_at, len(levels)):
         level = levels[index]
         image = _resize(blurry, level)
         model = _Model.of(image[informative_crop(np.asarray(image), config.refine_side)], config, noise_std, level.scale)
         if index > judged_at:
-            for chain in chains:
-                side = level.kernel_size
-                chain.kernel = resize_kernel(_clean(chain.kernel), (side, side), scale=level.scale / levels[index - 1].scale)
-        under_way = chains
-        while under_way:  # until no kernel reaches the border of its support, or it has all there is
-            attempts = [(chain.kernel, chain.softness_std, _support(level.kernel_size, chain.shares[0])) for chain in under_way]
-            refined = model.refine(attempts, config.refine_iterations if index == judged_at else config.fine_iterations)
-            again = []
-            for chain, (kernel, _) in zip(under_way, refined, strict=True):
-                drawn_in = np.asarray(_clean(_cut(kernel, chain.shares[0])))
-                if len(chain.shares) == 1 or _border_mass(drawn_in, width=1) <= _BORDER_MASS:
-                    chain.kernel = kernel
-                else:
-                    chain.shares.pop(0)
-                    again.append(chain)
-            under_way = again
+            side = level.kernel_size
+            best = resize_kernel(_clean(best), (side, side), scale=level.scale / levels[index - 1].scale)
+        iterations = config.refine_iterations if index == judged_at else config.fine_iterations
+        while True:  # until the kernel does not reach the border of its support, or that is all there is
+            support = _support(level.kernel_size, shares[0])
+            ((kernel, _),) = model.refine([model.attempt(best, support)], iterations)
+            drawn_in = np.asarray(_clean(_cut(kernel, shares[0])))
+            if len(shares) == 1 or _border_mass(drawn_in, width=1) <= _BORDER_MASS:
+                break
+            shares.pop(0)
+        best = kernel
         report(index + 1)
 
-    names = [f"classical, softness {chain.softness_std:g}" if len(chains) > 1 else "classical" for chain in chains]
-    found = {name: np.asarray(_clean(_cut(chain.kernel, chain.shares[0]))) for name, chain in zip(names, chains, strict=True)}
-    window = informative_crop(blurry, config.refine_side)
-    judged = judge(blurry[window], found, config, noise_std=noise_std)
+    found = _vary(model, _clean(best), support)
     report(total)
-    order = sorted(found, key=lambda name: judged[name])
-    whole = len(chains[names.index(order[0])].shares) == 1
-    return KernelEstimate({name: found[name] for name in order}, tuple(scores), whole)
+    kernels = {name: np.asarray(_clean(_cut(kernel, shares[0]))) for name, (kernel, _) in found.items()}
+    judged = {name: value for name, (_, value) in found.items()}
+    return KernelEstimate(kernels, judged, tuple(scores), len(shares) == 1)
 
 
-@dataclasses.dataclass(eq=False)
-class _Chain:
-    """The kernel on its way to full size, for a sharp image that is taken to have a certain softness.
+def _vary(model: _Model, best: jax.Array, support: jax.Array) -> dict[str, tuple[jax.Array, float]]:
+    """Kernels refined from one with each softness, then from the best of them with each thinness, and scores; the best first.
+
+    Each goes on from where the estimate has come to without annealing, which would lead all of them back to the same kernel.
+    """
+    config = model.config
+
+    def varied(attempts: Sequence[_Attempt], names: Sequence[str]) -> list[tuple[float, str, jax.Array, _Attempt]]:
+        kernels = [_clean(kernel) for kernel, _ in model.refine(attempts, config.vary_iterations, annealed=False)]
+        judged = model.judge(kernels, config.judging_softness_std)
+        return list(zip(judged, names, kernels, attempts, strict=True))
+
+    if config.vary_iterations == 0:
+        return {"classical": (best, math.nan)}
+    softnesses = [model.attempt(best, support, softness_std=std) for std in config.softness_stds]
+    found = varied(softnesses, [f"classical, softness {std:g}" for std in config.softness_stds])
+    _, name, kernel, attempt = min(found, key=lambda one: one[0])
+    thinnesses = [dataclasses.replace(attempt, kernel=kernel, thinness=thinness) for thinness in config.thinnesses]
+    found += varied(thinnesses, [f"{name}, thinness {thinness:g}" for thinness in config.thinnesses])
+    return {name: (kernel, value) for value, name, kernel, _ in sorted(found, key=lambda one: one[0])}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Attempt:
+    """A kernel to be refined.
 
     Attributes:
+      kernel: ``[h, h]``.
+      support: ``[h, h]``, one where it may have mass.
       softness_std: of the sharp image, in pixels of the full size.
-      kernel: ``[h, h]`` at the present level.
-      shares: of the support that it may have, the smallest first.
+      thinness: weight of the prior on kernels.
     """
 
-    softness_std: float
     kernel: jax.Array
-    shares: list[float]
+    support: jax.Array
+    softness_std: float
+    thinness: float
 
 
 def _guess(
@@ -251,28 +268,34 @@ class _Model:
         noise = variational.noise_variance(noise_std * scale, smallest=config.noise_variance)
         return cls(image, noise, config.first_noise_variance / config.noise_variance * noise, scale, config)
 
-    def refine(self, attempts: Sequence[tuple[jax.Array, float, jax.Array]], iterations: int) -> list[tuple[jax.Array, float]]:
+    def attempt(self, kernel: jax.Array, support: jax.Array, *, softness_std: float | None = None) -> _Attempt:
+        """An attempt with the first softness and the usual thinness."""
+        std = self.config.softness_stds[0] if softness_std is None else softness_std
+        return _Attempt(kernel, support, std, self.config.thinness)
+
+    def refine(self, attempts: Sequence[_Attempt], iterations: int, *, annealed: bool = True) -> list[tuple[jax.Array, float]]:
         """Kernels refined, and the score of each, which is NaN where there is nothing to be done.
 
         Args:
-          attempts: kernel, softness of the sharp image at full size, and support.
+          attempts: what to refine.
           iterations: variational ones.
+          annealed: whether ν falls from its first value, or is the last one from the beginning.
         """
+        if iterations == 0:  # a program that refines nothing takes as long to compile as any other
+            return [(attempt.kernel, math.nan) for attempt in attempts]
         calls = [
             {
                 "blurry": self.image,
-                "kernel": kernel,
-                "support": support,
+                "kernel": attempt.kernel,
+                "support": attempt.support,
                 "iterations": iterations,
                 "noise_variance": self.noise_variance,
-                "first_noise_variance": self.first_noise_variance,
-                "image_softness_std": variational.softness_at(self.scale, std),
-                "thinness": self.config.thinness,
+                "first_noise_variance": self.first_noise_variance if annealed else self.noise_variance,
+                "image_softness_std": variational.softness_at(self.scale, attempt.softness_std),
+                "thinness": attempt.thinness,
             }
-            for kernel, std, support in attempts
+            for attempt in attempts
         ]
-        if iterations == 0:  # a program that refines nothing takes as long to compile as any other
-            return [(kernel, math.nan) for kernel, _, _ in attempts]
         refined = _side_by_side(variational.refine_kernel, calls)
         return [(kernel, score(evidence, kernel, self.config)) for kernel, evidence in refined]
 

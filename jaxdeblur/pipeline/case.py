@@ -75,6 +75,7 @@ class Case:
       scene: what is seen.
       clock: its seconds.
       kernels: the candidates so far, by name: ``[h, w]``, or ``[rows, columns, h, w]`` where the blur varies.
+      scores: of those that have been judged together already.
       kernel_size: side of the support; None as long as nothing has said so.
       surrogate: what the pre-trained network makes of the image, shaped as it, if that does not depend on the fit.
       teacher_kernel: that it made it with, if any.
@@ -91,6 +92,7 @@ class Case:
     surrogate: np.ndarray | None = None
     teacher_kernel: np.ndarray | None = None
     fitted: FitResult | None = None
+    scores: dict[str, float] = dataclasses.field(default_factory=dict)
     warnings: list[str] = dataclasses.field(default_factory=list)
     shake: ShakeEstimate | None = None
 
@@ -122,7 +124,7 @@ class Case:
     @property
     def shapes(self) -> tuple[object, ...]:
         """Cases that agree in these can be fitted together."""
-        return (self.scene.grey[self.window].shape, self.kernel_shape, tuple(self.kernels))
+        return (self.scene.grey[self.window].shape, self.kernel_shape, self.known_kernel is None)
 
 
 def in_groups(cases: Iterable[Case]) -> list[list[Case]]:

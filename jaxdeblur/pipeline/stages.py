@@ -41,7 +41,7 @@ _SIZE_ONLY = InitialiserConfig(
     finalist_iterations=0,
     refine_iterations=0,
     fine_iterations=0,
-    softness_stds=(0.4,),
+    vary_iterations=0,
 )
 
 
@@ -162,6 +162,7 @@ def _initialise(case: Case, teacher: Teacher | None, progress: Progress | None) 
             case.warnings.append(f"the kernel reaches the border of its {size}-pixel support; a larger --kernel_size may help")
         if config.initialiser is not None:
             case.kernels |= estimate.kernels
+            case.scores |= estimate.scores
             if config.blur != "uniform":
                 _see_shake(case, progress)
 
@@ -241,8 +242,9 @@ def _finish(case: Case, progress: Progress | None) -> Result:
         case.warnings.append("this network finds no kernel; the one that is written is that of no blur")
 
     with case.clock("judge"):
-        scores = dict.fromkeys(kernels, float("nan"))
-        if uniform := {name: kernel for name, kernel in kernels.items() if kernel.ndim == 2}:
+        scores = dict.fromkeys(kernels, float("nan")) | case.scores
+        uniform = {name: kernel for name, kernel in kernels.items() if kernel.ndim == 2}
+        if uniform.keys() - case.scores.keys():
             scores |= judge(scene.grey[scene.window], uniform, scene.initialiser, noise_std=scene.noise_std)
     with case.clock("finish"):
         if config.final == "generator" and case.fitted is not None:

@@ -53,17 +53,33 @@ def test_the_likeliest_guesses_are_refined_and_the_likeliest_of_those_is_kept(mo
     np.testing.assert_array_equal(result.kernel, initialiser._clean(found[5]))
 
 
-def test_there_is_a_kernel_for_each_softness_and_the_judge_says_which_is_best(monkeypatch):
-    config = dataclasses.replace(QUICK, softness_stds=(0.4, 1.0))
-    names = {"classical, softness 0.4", "classical, softness 1"}
-    for best in names:
-        monkeypatch.setattr(
-            initialiser, "judge", lambda _, kernels, *__, best=best, **___: {name: name != best for name in kernels}
-        )
-        found = initialiser.estimate_kernel(scene().blurry, config, kernel_size=11, noise_std=NOISE_STD)
-        assert set(found.kernels) == names
-        np.testing.assert_array_equal(found.kernel, found.kernels[best])
-    assert not np.array_equal(*found.kernels.values())
+@pytest.mark.parametrize("lowest", range(4))
+def test_the_kernel_is_refined_with_each_softness_then_with_each_thinness(lowest, monkeypatch):
+    """Scores choose the softness that thinnesses are tried with, and the kernel in the end."""
+    evidences, given = iter(0.0 if number == lowest else 1.0 + number for number in range(4)), []
+    refine = initialiser.variational.refine_kernel
+
+    def spy(**call):
+        given.append(call)
+        return refine(**call)
+
+    monkeypatch.setattr(initialiser.variational, "negative_log_evidence", lambda **_: next(evidences))
+    monkeypatch.setattr(initialiser, "_side_by_side", lambda program, calls: [program(**call) for call in calls])
+    monkeypatch.setattr(initialiser.variational, "refine_kernel", spy)
+    config = dataclasses.replace(
+        QUICK, softness_stds=(0.4, 1.0), thinnesses=(0.0, 1e-2), vary_iterations=3, judging_thinness=1e-6, num_finalists=1
+    )
+    found = initialiser.estimate_kernel(scene().blurry, config, kernel_size=11, noise_std=NOISE_STD)
+    softness = "classical, softness 1" if lowest == 1 else "classical, softness 0.4"
+    names = ["classical, softness 0.4", "classical, softness 1", f"{softness}, thinness 0", f"{softness}, thinness 0.01"]
+    assert set(found.kernels) == set(found.scores) == set(names)
+    assert next(iter(found.kernels)) == names[lowest]
+    np.testing.assert_array_equal(found.kernel, found.kernels[names[lowest]])
+    varied = given[-4:]
+    assert [call["image_softness_std"] for call in varied] == [0.4, 1.0, *[1.0 if lowest == 1 else 0.4] * 2]
+    assert [call["thinness"] for call in varied] == [config.thinness, config.thinness, 0.0, 1e-2]
+    assert all(call["first_noise_variance"] == call["noise_variance"] for call in varied)
+    np.testing.assert_array_equal(varied[2]["kernel"], found.kernels[softness])
 
 
 def test_the_same_image_gives_the_same_bytes(estimate):
@@ -115,7 +131,7 @@ def test_an_unknown_size_grows_until_the_kernel_fits(monkeypatch):
     def estimate(blurry, config, size, noise_std, progress):
         sizes.append(size)
         cut = kernel[20 - size // 2 : 21 + size // 2, 20 - size // 2 : 21 + size // 2]
-        return initialiser.KernelEstimate({"classical": cut / cut.sum()}, (), whole)
+        return initialiser.KernelEstimate({"classical": cut / cut.sum()}, {}, (), whole)
 
     monkeypatch.setattr(initialiser, "_estimate", estimate)
     monkeypatch.setattr(initialiser, "_SMALLEST_FIRST_SIZE", 11)
