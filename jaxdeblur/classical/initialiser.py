@@ -139,7 +139,9 @@ def _estimate(
             progress(done, total)
 
     guesses = _guess(blurry, config, levels[: judged_at + 1], report)
-    model = _Model.of(_resize(blurry, levels[judged_at]), config, noise_std, levels[judged_at].scale)
+    image = _resize(blurry, levels[judged_at])
+    window = informative_crop(np.asarray(image), config.guess_window_side)
+    model = _Model.of(image[window], config, noise_std, levels[judged_at].scale)
     full = _support(levels[judged_at].kernel_size, 1.0)
     refined = model.refine([model.attempt(guess, full) for guess in guesses], config.guess_iterations)
     scores = [score for _, score in refined]
@@ -147,6 +149,7 @@ def _estimate(
         scores = model.judge(guesses, config.softness_stds[0])
     finalists = [refined[index][0] for index in np.argsort(scores)[: config.num_finalists]]
 
+    model = _Model.of(image, config, noise_std, levels[judged_at].scale)
     if len(finalists) > 1:
         attempts = [model.attempt(finalist, full) for finalist in finalists]
         finalists = [kernel for kernel, _ in model.refine(attempts, config.finalist_iterations)]

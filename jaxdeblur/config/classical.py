@@ -39,6 +39,7 @@ class InitialiserConfig:
       thinnesses: weights tried in its place when the kernel has its full size.
       vary_iterations: variational iterations given to the kernel of full size with each softness and with each thinness.
       guess_side: guesses are told apart on a level of the pyramid of at most about this many pixels a side.
+      guess_window_side: there, on an informative crop of at most so many pixels a side.
       refine_side: on finer levels the kernel is refined on an informative crop of at most this many pixels a side.
       image_side: of larger images, only an informative crop of this many pixels a side is looked at.
     """
@@ -58,9 +59,10 @@ class InitialiserConfig:
     judging_softness_std: float = 0.4
     thinness: float = 1e-3
     judging_thinness: float = 1e-3
-    thinnesses: tuple[float, ...] = (0.0, 3e-3, 1e-2)
+    thinnesses: tuple[float, ...] = (0.0, 3e-3)
     vary_iterations: int = 30
     guess_side: int = 300
+    guess_window_side: int = 192
     refine_side: int = 512
     image_side: int = 1280
 
