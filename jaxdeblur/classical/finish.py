@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ from jaxdeblur.classical import hyper_laplacian as kf
 from jaxdeblur.classical import learned as ln
 from jaxdeblur.classical import saturated as sat
 from jaxdeblur.classical import sparse as sp
+from jaxdeblur.classical.compiled import side_by_side
 from jaxdeblur.config import NonblindConfig
 from jaxdeblur.errors import InputError
 from jaxdeblur.operators.filter_flow import kernels_of_part
@@ -23,9 +23,6 @@ _WHOLE_SUPPORT = {"sparse": sp.sparse, "saturated": sat.saturated}
 METHODS = ("hyper_laplacian", "learned", *_WHOLE_SUPPORT)
 # Tiles that CPUs work on at a time; each keeps one core busy and takes memory of its own.
 _TILES_AT_ONCE = 2
-# With which the learned prior's images begin where there are several tiles and they take minutes: half the usual number, for
-# 0.04 dB, measured on the sample.
-_TILES_CG_STEPS = 20
 # Those that take a kernel for each part of the image.
 VARYING = ("learned", *_WHOLE_SUPPORT)
 
@@ -60,11 +57,14 @@ def restore(
     if method not in VARYING and kernel.ndim == 4:
         raise InputError(f"{method} takes one kernel for the whole image: choose from {', '.join(VARYING)}")
 
+    # In tiles it takes minutes.
+    fast = max(blurry.shape[:2]) > config.tile_side
+    if fast:  # every pixel of the kernel's support costs, whether it has mass or not
+        kernel = tight(kernel)
     # Beyond about two kernels' width a pixel has no say any more.
     overlap = 2 * max(kernel.shape[-2:])
     spans = [_spans(length, config.tile_side, overlap) for length in blurry.shape[:2]]
     tiles = [(rows, columns) for rows in spans[0] for columns in spans[1]]
-    num_cg_steps = sp.NUM_CG_STEPS if len(tiles) == 1 else _TILES_CG_STEPS
 
     def one(tile: jax.Array, kernel: jax.Array) -> jax.Array:
         if method == "hyper_laplacian":
@@ -77,7 +77,7 @@ def restore(
                 noise_std=noise_std,
                 kernel_std=config.kernel_std,
                 smoothness=config.smoothness,
-                num_cg_steps=num_cg_steps,
+                fast=fast,
             )
         else:
             weight = config.smoothness * sp.weight_for_noise(noise_std, base=config.sparse_weight)
@@ -91,7 +91,7 @@ def restore(
     def restored_tile(tile: tuple[slice, slice]) -> np.ndarray:
         return np.asarray(one(jnp.asarray(blurry[tile]), jnp.asarray(kernels_of_part(kernel, blurry.shape, tile))))
 
-    pixels = _side_by_side(restored_tile, tiles)
+    pixels = side_by_side(restored_tile, tiles, at_once=_TILES_AT_ONCE)
     for done, ((rows, columns), restored) in enumerate(zip(tiles, pixels, strict=True), start=1):
         window = np.outer(_fade(rows, blurry.shape[0], overlap), _fade(columns, blurry.shape[1], overlap))
         window = window.reshape(window.shape + (1,) * (blurry.ndim - 2)).astype(np.float32)
@@ -100,18 +100,6 @@ def restore(
         if progress is not None:
             progress(done, len(tiles))
     return total / weights
-
-
-def _side_by_side(
-    restored: Callable[[tuple[slice, slice]], np.ndarray], tiles: list[tuple[slice, slice]]
-) -> Iterator[np.ndarray]:
-    """``restored(tile)`` of every tile, in order; on CPUs a few at a time, each on one core."""
-    count = min(_TILES_AT_ONCE, os.cpu_count() or 1, len(tiles)) if jax.default_backend() == "cpu" else 1
-    with ThreadPoolExecutor(count) as pool:
-        try:
-            yield from pool.map(restored, tiles)
-        finally:  # if the caller stops, so do those that have not begun
-            pool.shutdown(cancel_futures=True)
 
 
 def blend(blurry: np.ndarray, restored: np.ndarray, amount: float) -> np.ndarray:
@@ -128,14 +116,33 @@ def overshoot(restored: np.ndarray) -> float:
     return float(np.mean((restored < -0.1) | (restored > 1.1)))
 
 
+def tight(kernel: np.ndarray) -> np.ndarray:
+    """The kernel on the smallest odd support about its middle that holds its mass.
+
+    Args:
+      kernel: ``[h, w]`` or ``[R, C, h, w]``, odd sides.
+    """
+    lit = np.abs(kernel).reshape(-1, *kernel.shape[-2:]).max(0) > 0.0
+    keep = []
+    for side, seen in zip(lit.shape, (lit.any(1), lit.any(0)), strict=True):
+        middle = side // 2
+        reach = int(np.abs(np.flatnonzero(seen) - middle).max(initial=0))
+        keep.append(slice(middle - reach, middle + reach + 1))
+    return np.ascontiguousarray(kernel[..., keep[0], keep[1]])
+
+
 def _spans(length: int, side: int, overlap: int) -> list[slice]:
-    """Equal, overlapping spans of at most ``side`` that cover ``length``; equal, so that one compiled program serves all."""
+    """Spans of one length of at most ``side`` that cover ``length``, so that one compiled program serves all.
+
+    As few as there can be with twice ``overlap`` in common, and then no longer than they need to be for that.
+    """
     if length <= side:
         return [slice(0, length)]
-    step = max(side - 2 * overlap, side // 2)
-    count = -(-(length - side) // step) + 1
-    starts = np.linspace(0, length - side, count).round().astype(int)
-    return [slice(int(start), int(start) + side) for start in starts]
+    common = min(2 * overlap, side // 2)
+    count = math.ceil((length - common) / (side - common))
+    own = math.ceil((length + (count - 1) * common) / count)
+    starts = np.linspace(0, length - own, count).round().astype(int)
+    return [slice(int(start), int(start) + own) for start in starts]
 
 
 def _fade(span: slice, length: int, overlap: int) -> np.ndarray:
