@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import jax
@@ -14,6 +13,7 @@ from jaxdeblur.classical import learned as ln
 from jaxdeblur.classical import saturated as sat
 from jaxdeblur.classical import sparse as sp
 from jaxdeblur.classical.compiled import side_by_side
+from jaxdeblur.classical.tiles import fade, tight, tiles_of
 from jaxdeblur.config import NonblindConfig
 from jaxdeblur.errors import InputError
 from jaxdeblur.operators.filter_flow import kernels_of_part
@@ -63,8 +63,7 @@ def restore(
         kernel = tight(kernel)
     # Beyond about two kernels' width a pixel has no say any more.
     overlap = 2 * max(kernel.shape[-2:])
-    spans = [_spans(length, config.tile_side, overlap) for length in blurry.shape[:2]]
-    tiles = [(rows, columns) for rows in spans[0] for columns in spans[1]]
+    tiles = tiles_of(blurry.shape[:2], config.tile_side, overlap)
 
     def one(tile: jax.Array, kernel: jax.Array) -> jax.Array:
         if method == "hyper_laplacian":
@@ -93,7 +92,7 @@ def restore(
 
     pixels = side_by_side(restored_tile, tiles, at_once=_TILES_AT_ONCE)
     for done, ((rows, columns), restored) in enumerate(zip(tiles, pixels, strict=True), start=1):
-        window = np.outer(_fade(rows, blurry.shape[0], overlap), _fade(columns, blurry.shape[1], overlap))
+        window = np.outer(fade(rows, blurry.shape[0], overlap), fade(columns, blurry.shape[1], overlap))
         window = window.reshape(window.shape + (1,) * (blurry.ndim - 2)).astype(np.float32)
         total[rows, columns] += window * restored
         weights[rows, columns] += window
@@ -114,44 +113,3 @@ def overshoot(restored: np.ndarray) -> float:
       restored: of any shape, before it is clipped.
     """
     return float(np.mean((restored < -0.1) | (restored > 1.1)))
-
-
-def tight(kernel: np.ndarray) -> np.ndarray:
-    """The kernel on the smallest odd support about its middle that holds its mass.
-
-    Args:
-      kernel: ``[h, w]`` or ``[R, C, h, w]``, odd sides.
-    """
-    lit = np.abs(kernel).reshape(-1, *kernel.shape[-2:]).max(0) > 0.0
-    keep = []
-    for side, seen in zip(lit.shape, (lit.any(1), lit.any(0)), strict=True):
-        middle = side // 2
-        reach = int(np.abs(np.flatnonzero(seen) - middle).max(initial=0))
-        keep.append(slice(middle - reach, middle + reach + 1))
-    return np.ascontiguousarray(kernel[..., keep[0], keep[1]])
-
-
-def _spans(length: int, side: int, overlap: int) -> list[slice]:
-    """Spans of one length of at most ``side`` that cover ``length``, so that one compiled program serves all.
-
-    As few as there can be with twice ``overlap`` in common, and then no longer than they need to be for that.
-    """
-    if length <= side:
-        return [slice(0, length)]
-    common = min(2 * overlap, side // 2)
-    count = math.ceil((length - common) / (side - common))
-    own = math.ceil((length + (count - 1) * common) / count)
-    starts = np.linspace(0, length - own, count).round().astype(int)
-    return [slice(int(start), int(start) + own) for start in starts]
-
-
-def _fade(span: slice, length: int, overlap: int) -> np.ndarray:
-    """Weights along a tile: rising from the edges it shares with others, one at the image's own edges."""
-    index = np.arange(span.stop - span.start)
-    ramp = np.ones(len(index))
-    if span.start > 0:
-        ramp = np.minimum(ramp, (index + 0.5) / overlap)
-    if span.stop < length:
-        ramp = np.minimum(ramp, (len(index) - index - 0.5) / overlap)
-    # Nearly nothing, but not zero, where the tile's own border is least reliable.
-    return np.clip(ramp, 1e-3, 1.0) ** 2

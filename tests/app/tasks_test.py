@@ -90,6 +90,19 @@ def test_a_preview_at_the_old_settings_is_the_result_and_others_change_it(place,
     assert np.abs(preview(erased=range(60)) - after).mean() > 0.01
 
 
+def test_the_first_preview_compiles_nothing(place, first, monkeypatch):
+    """Its program was compiled when the computation began, before there was a kernel."""
+    compiled = tasks.hyper_laplacian
+    compiled.clear_cache()
+    tasks._SCENES.clear()
+    tasks.prepare_preview(lambda *_: None, width=96, height=96)
+    assert compiled._cache_size() == 1
+    for smoothness in (1.0, 2.0):
+        data = str(place / "first" / "preview.npz")
+        tasks.preview(lambda *_: None, data=data, smoothness=smoothness, amount=1.0, kernel=None, erased=[])
+    assert compiled._cache_size() == 1
+
+
 def test_where_only_the_amount_changes_nothing_is_restored_again(place, call, first, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("restored again")
