@@ -49,8 +49,7 @@ def test_the_fast_way_is_as_good_and_gives_the_same_bytes(noisy, colour):
     known, grey, kernel = noisy
     sharp, blurry = known.sharp, grey
     if colour:
-        sharp = np.stack([known.sharp, 0.8 * known.sharp, 1.0 - known.sharp], axis=-1)
-        clean = np.stack([known.blurry, 0.8 * known.blurry, 1.0 - known.blurry], axis=-1)
+        sharp, clean = (np.stack([image, 0.8 * image, 0.1 + 0.6 * image], axis=-1) for image in (known.sharp, known.blurry))
         blurry = jnp.asarray(clean + np.random.default_rng(6).normal(0.0, NOISE_STD, clean.shape), jnp.float32)
     usual = learned.learned(blurry, kernel, noise_std=NOISE_STD)
     first, second = (learned.learned(blurry, kernel, noise_std=NOISE_STD, fast=True) for _ in range(2))
