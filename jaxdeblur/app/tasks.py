@@ -238,12 +238,13 @@ def _preview_scene(data: str) -> _PreviewScene:
 def _fast(scene: _PreviewScene, kernel: np.ndarray, smoothness: float) -> np.ndarray:
     """``[h, w]``: the luma of a reduced photograph, restored in a fraction of a second."""
     luma = grey(scene.blurry)
-    # Not less than the estimate begins with: previews then share one program, whatever the kernel.
+    # Not less than the estimate begins with: previews then share their programs, whatever the kernel.
     usual = first_kernel_size(tuple(min(round(length / scene.scale), _ESTIMATE_SIDE) for length in luma.shape))
     needed = max(round(max(*kernel.shape, usual) * scene.scale), 3) | 1
     side = next((size for size in _PREVIEW_SUPPORTS if size >= needed), needed)
     side = min(side, (min(luma.shape) - 2) | 1)
-    small = resize_kernel(jnp.asarray(kernel), (side, side), scale=scene.scale)
+    around = [(max(usual - length, 0) // 2,) * 2 for length in kernel.shape]
+    small = resize_kernel(jnp.asarray(np.pad(kernel, around)), (side, side), scale=scene.scale)
     weight = smoothness * weight_for_noise(scene.noise_std)
     return np.asarray(hyper_laplacian(jnp.asarray(luma), small, weight=weight, betas=(256.0,) * _PREVIEW_ITERATIONS))
 
