@@ -104,7 +104,7 @@ def main(argv: list[str]) -> None:
         blurry, sharp = degrade(part, kernel, margin=margin, noise_std=_NOISE_STD.value, exposure=1.0, generator=generator)
         if _QUALITY.value is not None:
             blurry = _compressed(blurry, _QUALITY.value)
-        one = compare(np.float32(blurry) / 255, np.float32(sharp) / 255, kernel)
+        one = compare(blurry.astype(np.float32) / 255, sharp.astype(np.float32) / 255, kernel)
         print(
             f"| {pathlib.Path(name).stem} | {one.usual:.2f} | {one.fast:.2f} | {one.largest:.3f}, {one.mean:.4f} "
             f"| {one.usual_seconds:.1f} | {one.fast_seconds:.1f} |",
