@@ -28,7 +28,7 @@ from jaxdeblur.config import (
 )
 
 _SELFDEBLUR_PAPER = "Ren et al., Neural blind deconvolution using deep priors, CVPR 2020"
-_MC_PAPER = "Li, Nan & Ji, Deep image prior meets Monte-Carlo sampling, Inverse Problems 2021"
+_MC_PAPER = "Li, Nan & Ji, Un-supervised learning for blind image deconvolution via Monte-Carlo sampling, Inverse Problems 2021"
 _STAGED_PAPER = "Choi & Lee, staged losses for SelfDeblur (JSTS)"
 _WEAK_PAPER = "Chi, Weakly-supervising the deep priors for blind deconvolution (report)"
 _GPU = "a GPU; an hour or more on two CPU cores"

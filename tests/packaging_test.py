@@ -67,7 +67,7 @@ def test_the_changes_of_this_version_are_told_and_it_can_be_cited():
     assert re.search(rf"^## {re.escape(__version__)}$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert f"\nversion: {__version__}\n" in citation
-    for author in ("Ren", "Li, Nan and Ji", "Choi and Lee", "Chi"):
+    for author in ("Ren", "Yuesong", "Choi", "Zhixiang"):
         assert author in citation
 
 

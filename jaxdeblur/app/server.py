@@ -411,7 +411,8 @@ class _Page:
         def finished(value: dict[str, Any]) -> dict[str, Any]:
             run = Run(secrets.token_urlsafe(12), folder, asked, value)
             self._sessions.keep_run(photo, run)
-            threading.Thread(target=self._warm_up, args=(run,), daemon=True).start()
+            first = {"data": str(folder / "preview.npz"), "smoothness": 1.0, "amount": 1.0, "kernel": None, "erased": []}
+            self._ahead("preview", first)
             return _run_account(run)
 
         def dropped() -> None:
@@ -427,6 +428,7 @@ class _Page:
             dropped()
             session.job = None
             raise
+        self._ahead("prepare_preview", {name: photo.account[name] for name in ("width", "height")})
         return JSONResponse(job.account(self._queue.place(job)), 202)
 
     def _arguments(self, photo: Photo, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -466,11 +468,14 @@ class _Page:
             return str(photo.runs[identity].folder / f"{_STEM}_kernel.npy")
         raise Refused(404, "this kernel is no longer there; load the page again")
 
-    def _warm_up(self, run: Run) -> None:
-        """Makes a first preview, so that the one that is asked for need not wait for its program to be compiled."""
-        arguments = {"data": str(run.folder / "preview.npz"), "smoothness": 1.0, "amount": 1.0, "kernel": None, "erased": []}
-        with contextlib.suppress(InputError, WorkerFailed):
-            self._light.call("preview", arguments, seconds=_LIGHT_SECONDS)
+    def _ahead(self, task: str, arguments: dict[str, Any]) -> None:
+        """Does, in a thread, what a first preview would have to wait for: compiles its program, reads its files."""
+
+        def work() -> None:
+            with contextlib.suppress(InputError, WorkerFailed):
+                self._light.call(task, arguments, seconds=_LIGHT_SECONDS)
+
+        threading.Thread(target=work, daemon=True).start()
 
     def job(self, request: Request) -> Response:
         """How far a computation is."""

@@ -20,7 +20,8 @@ from jaxdeblur import runtime
 from jaxdeblur.app.advice import advice
 from jaxdeblur.classical import finish
 from jaxdeblur.classical.hyper_laplacian import hyper_laplacian, weight_for_noise
-from jaxdeblur.config import SMALLEST_SIDE, Config
+from jaxdeblur.classical.initialiser import first_kernel_size
+from jaxdeblur.config import SMALLEST_SIDE, Config, InitialiserConfig
 from jaxdeblur.errors import InputError
 from jaxdeblur.imaging.colour import grey
 from jaxdeblur.imaging.input_checks import Region
@@ -43,6 +44,7 @@ _PREVIEW_SIDE = 640
 # Of a preview's kernel: few sizes, so that few programs are compiled.
 _PREVIEW_SUPPORTS = (9, 15, 21, 31, 45, 63, 91)
 _PREVIEW_ITERATIONS = 5
+_ESTIMATE_SIDE = InitialiserConfig().image_side
 _SNAPSHOT_SIDE = 800
 
 Tell = Callable[[str, Any], None]
@@ -178,6 +180,20 @@ def preview(tell: Tell, *, data: str, smoothness: float, amount: float, kernel: 
     return jpeg_bytes(finish.blend(scene.blurry, np.clip(restored, 0.0, 1.0), amount), quality=90)
 
 
+def prepare_preview(tell: Tell, *, width: int, height: int) -> None:
+    """Compiles what :func:`preview` needs for a photograph of that size, while its kernel is still being estimated.
+
+    Args:
+      tell: unused.
+      width: of the photograph, in pixels.
+      height: likewise.
+    """
+    scale = _preview_scale((height, width))
+    nothing = np.zeros(_reduced_shape((height, width), scale), np.float32)
+    scene = _PreviewScene(nothing, nothing, np.ones((3, 3), np.float32) / 9, scale, 0.01, nothing)
+    _fast(scene, scene.kernel, 1.0)
+
+
 def warm_up(tell: Tell) -> None:
     """Nothing: to be here, the process has loaded what takes time to load."""
 
@@ -222,17 +238,20 @@ def _preview_scene(data: str) -> _PreviewScene:
 def _fast(scene: _PreviewScene, kernel: np.ndarray, smoothness: float) -> np.ndarray:
     """``[h, w]``: the luma of a reduced photograph, restored in a fraction of a second."""
     luma = grey(scene.blurry)
-    needed = max(round(max(kernel.shape) * scene.scale), 3) | 1
+    # Not less than the estimate begins with: previews then share their programs, whatever the kernel.
+    usual = first_kernel_size(tuple(min(round(length / scene.scale), _ESTIMATE_SIDE) for length in luma.shape))
+    needed = max(round(max(*kernel.shape, usual) * scene.scale), 3) | 1
     side = next((size for size in _PREVIEW_SUPPORTS if size >= needed), needed)
     side = min(side, (min(luma.shape) - 2) | 1)
-    small = resize_kernel(jnp.asarray(kernel), (side, side), scale=scene.scale)
+    around = [(max(usual - length, 0) // 2,) * 2 for length in kernel.shape]
+    small = resize_kernel(jnp.asarray(np.pad(kernel, around)), (side, side), scale=scene.scale)
     weight = smoothness * weight_for_noise(scene.noise_std)
     return np.asarray(hyper_laplacian(jnp.asarray(luma), small, weight=weight, betas=(256.0,) * _PREVIEW_ITERATIONS))
 
 
 def _write_preview_data(path: pathlib.Path, blurry: np.ndarray, result: Result, config: Config) -> None:
     """What :func:`preview` needs of a result, which is not blended here."""
-    scale = min(1.0, _PREVIEW_SIDE / max(blurry.shape[:2]))
+    scale = _preview_scale(blurry.shape)
     np.savez(
         path,
         blurry=_reduced(blurry, scale),
@@ -302,8 +321,16 @@ def _write_views(folder: pathlib.Path, name: str, pixels: np.ndarray, icc: bytes
 def _reduced(pixels: np.ndarray, scale: float) -> np.ndarray:
     if scale == 1.0:
         return pixels
-    shape = (round(pixels.shape[0] * scale), round(pixels.shape[1] * scale), *pixels.shape[2:])
+    shape = _reduced_shape(pixels.shape, scale)
     return np.asarray(jax.image.resize(pixels, shape, "linear", antialias=True))
+
+
+def _reduced_shape(shape: tuple[int, ...], scale: float) -> tuple[int, ...]:
+    return round(shape[0] * scale), round(shape[1] * scale), *shape[2:]
+
+
+def _preview_scale(shape: tuple[int, ...]) -> float:
+    return min(1.0, _PREVIEW_SIDE / max(shape[:2]))
 
 
 def _like(luma: np.ndarray, image: np.ndarray) -> np.ndarray:
@@ -327,5 +354,6 @@ TASKS: dict[str, Callable[..., Any]] = {
     "read_kernel": read_kernel,
     "restore": restore,
     "preview": preview,
+    "prepare_preview": prepare_preview,
     "warm_up": warm_up,
 }

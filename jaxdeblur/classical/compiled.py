@@ -1,12 +1,47 @@
-"""How the classical programs are compiled: so that the same call gives the same bytes."""
+"""How the classical programs are compiled and run: so that the same call gives the same bytes, on every core."""
 
 from __future__ import annotations
 
 import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import jax
+
+_Item = TypeVar("_Item")
+_Value = TypeVar("_Value")
 
 # With several threads XLA:CPU splits the rows of an FFT among them or not, depending on which of its own threads happens to
 # reach it, and rows then round differently: conjugate gradients make visible differences of that. One thread costs nothing
 # here, measured, and leaves the other cores to another program beside it.
 reproducible_jit = functools.partial(jax.jit, compiler_options={"xla_cpu_multi_thread_eigen": False})
+
+
+def side_by_side(
+    function: Callable[[_Item], _Value], items: Sequence[_Item], *, at_once: int | None = None
+) -> Iterator[_Value]:
+    """``function(item)`` of every item, in order.
+
+    On CPUs, where a program of :data:`reproducible_jit` keeps one core busy, several at a time in threads; elsewhere one after
+    the other. A program that is not compiled yet would be compiled in each of the threads.
+
+    Args:
+      function: returns when its computation has ended.
+      items: its arguments.
+      at_once: the most at a time, where each takes memory of its own; None for as many as there are cores.
+
+    Yields:
+      The values. If the caller stops, so do those that have not begun.
+    """
+    cores = os.cpu_count() or 1 if jax.default_backend() == "cpu" else 1
+    count = min(at_once or cores, cores, len(items))
+    if count <= 1:
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor(count) as pool:
+        try:
+            yield from pool.map(function, items)
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +12,8 @@ from jaxdeblur.classical import hyper_laplacian as kf
 from jaxdeblur.classical import learned as ln
 from jaxdeblur.classical import saturated as sat
 from jaxdeblur.classical import sparse as sp
+from jaxdeblur.classical.compiled import side_by_side
+from jaxdeblur.classical.tiles import fade, tight, tiles_of
 from jaxdeblur.config import NonblindConfig
 from jaxdeblur.errors import InputError
 from jaxdeblur.operators.filter_flow import kernels_of_part
@@ -23,9 +23,6 @@ _WHOLE_SUPPORT = {"sparse": sp.sparse, "saturated": sat.saturated}
 METHODS = ("hyper_laplacian", "learned", *_WHOLE_SUPPORT)
 # Tiles that CPUs work on at a time; each keeps one core busy and takes memory of its own.
 _TILES_AT_ONCE = 2
-# With which the learned prior's images begin where there are several tiles and they take minutes: half the usual number, for
-# 0.04 dB, measured on the sample.
-_TILES_CG_STEPS = 20
 # Those that take a kernel for each part of the image.
 VARYING = ("learned", *_WHOLE_SUPPORT)
 
@@ -60,11 +57,13 @@ def restore(
     if method not in VARYING and kernel.ndim == 4:
         raise InputError(f"{method} takes one kernel for the whole image: choose from {', '.join(VARYING)}")
 
+    # In tiles it takes minutes.
+    fast = max(blurry.shape[:2]) > config.tile_side
+    if fast:  # every pixel of the kernel's support costs, whether it has mass or not
+        kernel = tight(kernel)
     # Beyond about two kernels' width a pixel has no say any more.
     overlap = 2 * max(kernel.shape[-2:])
-    spans = [_spans(length, config.tile_side, overlap) for length in blurry.shape[:2]]
-    tiles = [(rows, columns) for rows in spans[0] for columns in spans[1]]
-    num_cg_steps = sp.NUM_CG_STEPS if len(tiles) == 1 else _TILES_CG_STEPS
+    tiles = tiles_of(blurry.shape[:2], config.tile_side, overlap)
 
     def one(tile: jax.Array, kernel: jax.Array) -> jax.Array:
         if method == "hyper_laplacian":
@@ -77,7 +76,7 @@ def restore(
                 noise_std=noise_std,
                 kernel_std=config.kernel_std,
                 smoothness=config.smoothness,
-                num_cg_steps=num_cg_steps,
+                fast=fast,
             )
         else:
             weight = config.smoothness * sp.weight_for_noise(noise_std, base=config.sparse_weight)
@@ -91,27 +90,15 @@ def restore(
     def restored_tile(tile: tuple[slice, slice]) -> np.ndarray:
         return np.asarray(one(jnp.asarray(blurry[tile]), jnp.asarray(kernels_of_part(kernel, blurry.shape, tile))))
 
-    pixels = _side_by_side(restored_tile, tiles)
+    pixels = side_by_side(restored_tile, tiles, at_once=_TILES_AT_ONCE)
     for done, ((rows, columns), restored) in enumerate(zip(tiles, pixels, strict=True), start=1):
-        window = np.outer(_fade(rows, blurry.shape[0], overlap), _fade(columns, blurry.shape[1], overlap))
+        window = np.outer(fade(rows, blurry.shape[0], overlap), fade(columns, blurry.shape[1], overlap))
         window = window.reshape(window.shape + (1,) * (blurry.ndim - 2)).astype(np.float32)
         total[rows, columns] += window * restored
         weights[rows, columns] += window
         if progress is not None:
             progress(done, len(tiles))
     return total / weights
-
-
-def _side_by_side(
-    restored: Callable[[tuple[slice, slice]], np.ndarray], tiles: list[tuple[slice, slice]]
-) -> Iterator[np.ndarray]:
-    """``restored(tile)`` of every tile, in order; on CPUs a few at a time, each on one core."""
-    count = min(_TILES_AT_ONCE, os.cpu_count() or 1, len(tiles)) if jax.default_backend() == "cpu" else 1
-    with ThreadPoolExecutor(count) as pool:
-        try:
-            yield from pool.map(restored, tiles)
-        finally:  # if the caller stops, so do those that have not begun
-            pool.shutdown(cancel_futures=True)
 
 
 def blend(blurry: np.ndarray, restored: np.ndarray, amount: float) -> np.ndarray:
@@ -126,25 +113,3 @@ def overshoot(restored: np.ndarray) -> float:
       restored: of any shape, before it is clipped.
     """
     return float(np.mean((restored < -0.1) | (restored > 1.1)))
-
-
-def _spans(length: int, side: int, overlap: int) -> list[slice]:
-    """Equal, overlapping spans of at most ``side`` that cover ``length``; equal, so that one compiled program serves all."""
-    if length <= side:
-        return [slice(0, length)]
-    step = max(side - 2 * overlap, side // 2)
-    count = -(-(length - side) // step) + 1
-    starts = np.linspace(0, length - side, count).round().astype(int)
-    return [slice(int(start), int(start) + side) for start in starts]
-
-
-def _fade(span: slice, length: int, overlap: int) -> np.ndarray:
-    """Weights along a tile: rising from the edges it shares with others, one at the image's own edges."""
-    index = np.arange(span.stop - span.start)
-    ramp = np.ones(len(index))
-    if span.start > 0:
-        ramp = np.minimum(ramp, (index + 0.5) / overlap)
-    if span.stop < length:
-        ramp = np.minimum(ramp, (len(index) - index - 0.5) / overlap)
-    # Nearly nothing, but not zero, where the tile's own border is least reliable.
-    return np.clip(ramp, 1e-3, 1.0) ** 2

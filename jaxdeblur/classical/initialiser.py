@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -15,6 +13,7 @@ import numpy as np
 import scipy.ndimage
 
 from jaxdeblur.classical import kernel_l0, variational
+from jaxdeblur.classical.compiled import side_by_side
 from jaxdeblur.classical.judge import score
 from jaxdeblur.config import InitialiserConfig
 from jaxdeblur.operators.kernels import centre_kernel, crop_kernel, pad_kernel, resize_kernel
@@ -318,12 +317,10 @@ class _Model:
 
 
 def _side_by_side(program: jax.stages.Wrapped, calls: Sequence[dict[str, Any]]) -> list[Any]:
-    """``program(**call)`` for every call, in order: on CPUs, where such a program keeps one core busy, several at a time."""
-    if len(calls) == 1 or jax.default_backend() != "cpu":
-        return [program(**call) for call in calls]
-    program.lower(**calls[0]).compile()  # kept by jax: otherwise every thread would compile it anew
-    with ThreadPoolExecutor(min(len(calls), os.cpu_count() or 1)) as pool:
-        return list(pool.map(lambda call: jax.block_until_ready(program(**call)), calls))
+    """``program(**call)`` for every call, in order: on CPUs several at a time."""
+    if len(calls) > 1:
+        program.lower(**calls[0]).compile()  # kept by jax: otherwise every thread would compile it anew
+    return list(side_by_side(lambda call: jax.block_until_ready(program(**call)), calls))
 
 
 @jax.jit

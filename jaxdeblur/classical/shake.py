@@ -23,7 +23,6 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import chex
 import jax
@@ -32,7 +31,7 @@ import numpy as np
 import scipy.optimize
 
 from jaxdeblur.classical import variational as vb
-from jaxdeblur.classical.compiled import reproducible_jit
+from jaxdeblur.classical.compiled import reproducible_jit, side_by_side
 from jaxdeblur.classical.initialiser import informative_crop
 from jaxdeblur.classical.kernel_l0 import drop_faint, drop_islands
 from jaxdeblur.config import InitialiserConfig, ShakeConfig
@@ -373,7 +372,7 @@ def estimate_shake(
                 progress(next(done), len(config.scales))
         return found
 
-    varying, uniform = _side_by_side(lambda turns: chain(start, coarse, 1.0, turns=turns), (True, False))
+    varying, uniform = side_by_side(lambda turns: chain(start, coarse, 1.0, turns=turns), (True, False))
     gain = rounds[0].level.evidence(uniform) - rounds[0].level.evidence(varying)
     if gain <= least_gain:
         return ShakeEstimate(None, gain, math.degrees(varying.roll_std))
@@ -514,14 +513,6 @@ def _reach(kernel: np.ndarray) -> float:
     """How far from its centre a kernel reaches, faint parts left out; at least a pixel."""
     places = np.argwhere(kernel > 0.05 * kernel.max())
     return max(1.0, float(np.abs(places - np.array(kernel.shape) // 2).max()))
-
-
-def _side_by_side(chain: Callable[[bool], Turning], calls: Sequence[bool]) -> list[Turning]:
-    """``chain`` of each; on CPUs, where its programs keep one core busy, at the same time."""
-    if jax.default_backend() != "cpu":
-        return [chain(call) for call in calls]
-    with ThreadPoolExecutor(len(calls)) as pool:
-        return list(pool.map(chain, calls))
 
 
 def _cut_patches(image: np.ndarray, side: int, most: int) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from collections.abc import Callable
 
 import chex
 import jax
@@ -10,6 +12,7 @@ import jax.numpy as jnp
 from jax.scipy.sparse.linalg import cg
 
 from jaxdeblur.classical.compiled import reproducible_jit
+from jaxdeblur.imaging.colour import from_opponent_planes, opponent_planes
 from jaxdeblur.operators import blur, filter_flow, gradients
 
 # Second derivatives weigh less: they are larger for the same edge.
@@ -21,6 +24,8 @@ _SMALLEST_DERIVATIVE = 0.01
 NUM_REWEIGHTINGS = 4
 # For each of those problems.
 NUM_CG_STEPS = 40
+# The same where they are preconditioned, for the luma and for each of the two other planes: see :func:`sparse_fast`.
+_NUM_LUMA_STEPS, _NUM_CHROMA_STEPS = 10, 5
 
 
 def weight_for_noise(noise_std: float, *, base: float = 1e-4) -> float:
@@ -89,17 +94,99 @@ def sparse(
     """
     chex.assert_rank(blurry, {2, 3})
     chex.assert_rank(kernel, {2, 4})
-    channels = blurry[None] if blurry.ndim == 2 else jnp.moveaxis(blurry, -1, 0)
-    start = blur.pad_to_latent(channels, (kernel.shape[-2], kernel.shape[-1]))
-    forward, adjoint = filter_flow.blur_operator(kernel, (start.shape[-2], start.shape[-1]))
-    target = adjoint(channels)
+    problem = _Problem.of(blurry[None] if blurry.ndim == 2 else jnp.moveaxis(blurry, -1, 0), kernel)
 
     def solve(image: jax.Array, weights: list[jax.Array]) -> jax.Array:
-        def normal(candidate: jax.Array) -> jax.Array:
-            return adjoint(forward(candidate)) + weight * prior_gradient(candidate, weights)
+        return cg(problem.normal(weight, weights), problem.target, x0=image, tol=1e-5, maxiter=num_cg_steps)[0]
 
-        return cg(normal, target, x0=image, tol=1e-5, maxiter=num_cg_steps)[0]
-
-    first = solve(start, flat_weights(start))
-    restored = jax.lax.fori_loop(0, num_reweightings, lambda _, image: solve(image, prior_weights(image, exponent)), first)
+    restored = _reweighted(solve, problem.start, exponent, num_reweightings)
     return restored[0] if blurry.ndim == 2 else jnp.moveaxis(restored, 0, -1)
+
+
+@functools.partial(reproducible_jit, static_argnames=("exponent", "num_reweightings"))
+def sparse_fast(
+    blurry: jax.Array,
+    kernel: jax.Array,
+    *,
+    weight: jax.Array | float = 1e-4,
+    exponent: float = 0.8,
+    num_reweightings: int = NUM_REWEIGHTINGS,
+) -> jax.Array:
+    """What :func:`sparse` restores, in about a third of its time: for images on which that takes minutes.
+
+    The problem is the same, and two things differ in how it is solved. The conjugate gradients are preconditioned with
+
+        ``1 / (|K|² + weight · Σ_d mean(w_d) |F(D_d)|²)``,
+
+    the inverse of what the matrix would be if the image went round and the prior's weights were everywhere their mean. And the
+    image is taken in the planes of :func:`~jaxdeblur.imaging.colour.opponent_planes`, which changes nothing by itself, the
+    prior's shared weights included; but most of what there is to restore is in the first, so that the others get fewer steps.
+    Measured by experiments/README.md.
+
+    Args:
+      blurry: as of ``sparse``.
+      kernel: likewise.
+      weight: likewise.
+      exponent: likewise.
+      num_reweightings: likewise.
+
+    Returns:
+      As ``sparse``.
+    """
+    chex.assert_rank(blurry, {2, 3})
+    chex.assert_rank(kernel, {2, 4})
+    problem = _Problem.of(blurry[None] if blurry.ndim == 2 else opponent_planes(jnp.moveaxis(blurry, -1, 0)), kernel)
+    support = problem.start.shape[-2:]
+    shape = blur.fast_shape((support[0], support[1]))
+    power, energies = filter_flow.mean_power(kernel, shape), gradients.periodic_energies(shape)
+
+    def solve(image: jax.Array, weights: list[jax.Array]) -> jax.Array:
+        normal = problem.normal(weight, weights)
+        diagonal = power + weight * sum(one.mean() * energy for one, energy in zip(weights, energies, strict=True))
+
+        def precondition(residual: jax.Array) -> jax.Array:
+            return jnp.fft.irfft2(jnp.fft.rfft2(residual, shape) / diagonal, shape)[..., : support[0], : support[1]]
+
+        def planes(part: slice, steps: int) -> jax.Array:
+            return cg(normal, problem.target[part], x0=image[part], tol=1e-5, maxiter=steps, M=precondition)[0]
+
+        first = planes(slice(0, 1), _NUM_LUMA_STEPS)
+        return first if len(image) == 1 else jnp.concatenate([first, planes(slice(1, None), _NUM_CHROMA_STEPS)])
+
+    restored = _reweighted(solve, problem.start, exponent, num_reweightings)
+    return restored[0] if blurry.ndim == 2 else jnp.moveaxis(from_opponent_planes(restored), 0, -1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Problem:
+    """What is the same in all of the quadratic problems.
+
+    Attributes:
+      start: ``[C, H+h-1, W+w-1]``, with which the first begins.
+      target: of that shape, ``Aᵀ y``.
+      forward: ``A``, the blur.
+      adjoint: ``Aᵀ``.
+    """
+
+    start: jax.Array
+    target: jax.Array
+    forward: blur.Operator
+    adjoint: blur.Operator
+
+    @classmethod
+    def of(cls, channels: jax.Array, kernel: jax.Array) -> _Problem:
+        start = blur.pad_to_latent(channels, (kernel.shape[-2], kernel.shape[-1]))
+        forward, adjoint = filter_flow.blur_operator(kernel, (start.shape[-2], start.shape[-1]))
+        return cls(start, adjoint(channels), forward, adjoint)
+
+    def normal(self, weight: jax.Array | float, weights: list[jax.Array]) -> blur.Operator:
+        """``AᵀA + weight · Σ_d D_dᵀ w_d D_d``."""
+        return lambda image: self.adjoint(self.forward(image)) + weight * prior_gradient(image, weights)
+
+
+def _reweighted(
+    solve: Callable[[jax.Array, list[jax.Array]], jax.Array], start: jax.Array, exponent: float, count: int
+) -> jax.Array:
+    """The quadratic problem with flat weights, then ``count`` more, each with the weights of the last one's answer."""
+    first = solve(start, flat_weights(start))
+    return jax.lax.fori_loop(0, count, lambda _, image: solve(image, prior_weights(image, exponent)), first)

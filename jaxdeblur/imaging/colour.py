@@ -1,4 +1,4 @@
-"""Luma and chroma: full-range YCbCr with the weights of ITU-R BT.601 (0.299, 0.587, 0.114), as JPEG uses it.
+"""Luma and chroma: full-range YCbCr with the weights of ITU-R BT.601 (0.299, 0.587, 0.114), as JPEG uses it; opponent colours.
 
 The functions take NumPy and JAX arrays alike and are made of element-wise arithmetic, so that no accelerator lowers their
 precision as it may for a matrix product.
@@ -40,6 +40,22 @@ def ycbcr_to_rgb(ycbcr: Array) -> Array:
     blue = y + _CB_SCALE * (cb - 0.5)
     green = (y - _RED * red - _BLUE * blue) / _GREEN
     return ycbcr.__array_namespace__().stack([red, green, blue], axis=-1)
+
+
+def opponent_planes(rgb: Array) -> Array:
+    """An orthonormal turn of ``rgb [3, ...]``: its grey, ``(R + G + B) / √3``, and two planes of colour, zero for grey.
+
+    Orthonormal, unlike YCbCr: sums of squares over the three channels, and so white noise, stay what they were.
+    """
+    red, green, blue = rgb[0], rgb[1], rgb[2]
+    planes = [(red + green + blue) / 3**0.5, (red - blue) / 2**0.5, (red - 2.0 * green + blue) / 6**0.5]
+    return rgb.__array_namespace__().stack(planes)
+
+
+def from_opponent_planes(planes: Array) -> Array:
+    """Inverse of :func:`opponent_planes`, its transpose."""
+    grey, across, along = planes[0] / 3**0.5, planes[1] / 2**0.5, planes[2] / 6**0.5
+    return planes.__array_namespace__().stack([grey + across + along, grey - 2.0 * along, grey - across + along])
 
 
 def grey(image: np.ndarray) -> np.ndarray:

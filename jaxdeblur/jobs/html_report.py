@@ -75,10 +75,18 @@ def write_html_report(
 
 
 def write_page(path: pathlib.Path, template: str, texts: Mapping[str, str], markup: Mapping[str, str]) -> None:
-    """Fills a template of ``jaxdeblur/jobs/templates``: ``texts`` are escaped, ``markup`` goes in as it is."""
-    source = importlib.resources.files("jaxdeblur.jobs").joinpath("templates", template).read_text(encoding="utf-8")
-    filled = string.Template(source).substitute({name: html.escape(text) for name, text in texts.items()} | dict(markup))
-    path.write_bytes(filled.encode("utf-8", "backslashreplace"))
+    """Fills a template of ``jaxdeblur/jobs/templates``: ``texts`` are escaped, ``markup`` goes in as it is.
+
+    What all pages share, such as their colours, is ``head.html``, which goes in for ``$head``.
+    """
+    values = {name: html.escape(text) for name, text in texts.items()} | dict(markup)
+    values["head"] = _template("head.html").substitute({"version": values["version"]})
+    path.write_bytes(_template(template).substitute(values).encode("utf-8", "backslashreplace"))
+
+
+def _template(name: str) -> string.Template:
+    folder = importlib.resources.files("jaxdeblur.jobs").joinpath("templates")
+    return string.Template(folder.joinpath(name).read_text(encoding="utf-8"))
 
 
 def json_within(text: str) -> str:

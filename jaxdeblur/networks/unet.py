@@ -1,7 +1,7 @@
 """The U-Net of the Monte-Carlo method, for the image and, narrower and shallower, for the kernel.
 
-Source: Li, Nan & Ji, "Deep image prior meets Monte-Carlo sampling", Inverse Problems 2021; the net is that of Ronneberger,
-Fischer & Brox, "U-Net: convolutional networks for biomedical image segmentation", MICCAI 2015,
+Source: Li, Nan & Ji, "Un-supervised learning for blind image deconvolution via Monte-Carlo sampling", Inverse Problems 2021;
+the net is that of Ronneberger, Fischer & Brox, "U-Net: convolutional networks for biomedical image segmentation", MICCAI 2015,
 https://arxiv.org/abs/1505.04597.
 
 The paper gives levels, widths, slope and where dropout stands; the list of its layers was in a supplement. Ours is plain:

@@ -79,11 +79,20 @@ def gradient(image: jax.Array) -> jax.Array:
     return jnp.stack([dx(image)[:-1], dy(image)[:, :-1]])
 
 
+def periodic_energies(shape: tuple[int, int]) -> tuple[jax.Array, ...]:
+    """``|F(D)|²`` of each of :data:`FIRST_DERIVATIVES` and then :data:`SECOND_DERIVATIVES` on a periodic grid ``shape``.
+
+    Each broadcasts to the frequencies of ``rfft2``, ``[shape[0], shape[1] // 2 + 1]``.
+    """
+    y = (2.0 - 2.0 * jnp.cos(2.0 * jnp.pi * jnp.fft.fftfreq(shape[0])))[:, None]
+    x = (2.0 - 2.0 * jnp.cos(2.0 * jnp.pi * jnp.fft.rfftfreq(shape[1])))[None, :]
+    return x, y, x**2, y**2, x * y
+
+
 def periodic_energy(shape: tuple[int, int]) -> jax.Array:
     """``|F(∂ₓ)|² + |F(∂ᵧ)|²`` of the forward differences on a periodic grid ``shape``, at the frequencies of ``rfft2``."""
-    rows = 2.0 - 2.0 * jnp.cos(2.0 * jnp.pi * jnp.fft.fftfreq(shape[0]))
-    columns = 2.0 - 2.0 * jnp.cos(2.0 * jnp.pi * jnp.fft.rfftfreq(shape[1]))
-    return rows[:, None] + columns[None, :]
+    x, y, *_ = periodic_energies(shape)
+    return y + x
 
 
 def _pad(array: jax.Array, *, rows: int = 0, columns: int = 0) -> jax.Array:

@@ -153,7 +153,8 @@ def noise_tied_tv(estimate: Estimate, seen: Observation) -> jax.Array:
 def kernel_energy(kernel: jax.Array) -> jax.Array:
     """``‖k‖² = Σ k²`` of a kernel ``[h, w]``, or its mean over ``[R', C', h, w]``: smallest for a flat kernel, 1 for a delta.
 
-    Source: Li, Nan & Ji, "Deep image prior meets Monte-Carlo sampling", Inverse Problems 2021.
+    Source: Li, Nan & Ji, "Un-supervised learning for blind image deconvolution via Monte-Carlo sampling", Inverse Problems
+    2021.
     """
     chex.assert_rank(kernel, {2, 4})
     return jnp.mean(jnp.sum(jnp.square(kernel), axis=(-2, -1)))

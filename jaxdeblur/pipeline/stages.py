@@ -295,7 +295,9 @@ def _deconvolve(case: Case, scores: Mapping[str, float], progress: Progress | No
             "no kernel that was found gives a plausible image, so it is left as it was; a crop with more edges may do better"
         )
         return order[0], "input", scene.blurry
-    if method != "saturated" and highlights_are_unexplained(scene.blurry, restored, kernels[name], noise_std=scene.noise_std):
+    # Where the method was chosen here, these were looked at already.
+    asked = scene.config.final in finish.METHODS
+    if asked and method != "saturated" and _highlights_are_unexplained(scene, restored, kernels[name]):
         case.warnings.append(
             "the restored image does not explain the saturated highlights; --final=saturated may restore them better"
         )
@@ -319,9 +321,14 @@ def _restore(scene: Scene, kernel: np.ndarray, progress: Progress | None) -> tup
     if final in finish.METHODS:
         return by(final), final
     restored = by("learned")
-    if highlights_are_unexplained(scene.blurry, restored, kernel, noise_std=scene.noise_std):
+    if _highlights_are_unexplained(scene, restored, kernel):
         return by("saturated"), "saturated"
     return restored, "learned"
+
+
+def _highlights_are_unexplained(scene: Scene, restored: np.ndarray, kernel: np.ndarray) -> bool:
+    side = scene.config.nonblind.tile_side
+    return highlights_are_unexplained(scene.blurry, restored, kernel, noise_std=scene.noise_std, tile_side=side)
 
 
 def _phase(name: str, progress: Progress | None) -> Callable[[int, int], None] | None:

@@ -1,5 +1,7 @@
 """The page in a real browser: Debian's packages chromium and chromium-driver, without a screen."""
 
+import base64
+import io
 import json
 import os
 import pathlib
@@ -88,6 +90,16 @@ class Page:
     def upload(self, path):
         self("file").send_keys(str(path))
 
+    def transfer(self, kind, content, name, media_type):
+        """Drops or pastes a file, as the browser tells of it: no driver has a hand that reaches beyond the window."""
+        script = """const [kind, content, name, type] = arguments, data = new DataTransfer();
+            data.items.add(new File([Uint8Array.from(atob(content), (c) => c.charCodeAt(0))], name, { type }));
+            const event = kind === "paste" ? new ClipboardEvent(kind, { clipboardData: data, bubbles: true, cancelable: true })
+                : new DragEvent(kind, { dataTransfer: data, bubbles: true, cancelable: true });
+            document.getElementById("title").dispatchEvent(event);
+            return event.defaultPrevented"""
+        return self.driver.execute_script(script, kind, base64.b64encode(content).decode(), name, media_type)
+
     def ask(self, path):
         script = "return fetch(arguments[0], {headers: {'X-Requested-With': 'jaxdeblur'}}).then((r) => r.json())"
         return self.driver.execute_script(script, path)
@@ -164,6 +176,32 @@ def test_cancel_ends_it_within_two_seconds(page):
     assert page.shown("run")
 
 
+def test_a_file_is_dropped_on_the_page(page, holiday):
+    content = holiday.read_bytes()
+    # Without these answers the browser would leave the page and show the file.
+    assert page.transfer("dragover", content, "dropped.jpg", "image/jpeg")
+    assert "dragging" in page.driver.find_element(By.TAG_NAME, "body").get_attribute("class")
+    assert page.transfer("drop", content, "dropped.jpg", "image/jpeg")
+    assert "dragging" not in page.driver.find_element(By.TAG_NAME, "body").get_attribute("class")
+    page.until(lambda: page("title").text == "dropped.jpg · 160 × 128", 60)
+    assert page("error").text == ""
+    assert page.ask("/api/session")["photo"]["name"] == "dropped.jpg"
+    page.transfer("drop", b"some text", "notes.txt", "text/plain")
+    page.until(lambda: "not a kind of file that can be read" in page("error").text, 20)
+    assert page.ask("/api/session")["photo"]["name"] == "dropped.jpg"
+
+
+def test_an_image_is_pasted(page):
+    with Image.open(SAMPLE) as image, io.BytesIO() as buffer:
+        image.crop((0, 0, 96, 80)).save(buffer, format="PNG")
+        content = buffer.getvalue()
+    page.transfer("paste", b"some text", "notes.txt", "text/plain")  # is none of ours
+    page.transfer("paste", content, "", "image/png")  # not every program names what it copies
+    page.until(lambda: page("title").text == "pasted.png · 96 × 80", 60)
+    assert page("error").text == ""
+    assert page.ask("/api/session")["photo"]["width"] == 96
+
+
 def test_a_photograph_goes_through_and_comes_back_with_its_exif(page, holiday):
     page("another").click()
     page.upload(holiday)
@@ -238,6 +276,34 @@ def test_a_slider_answers_within_a_second_and_the_whole_photograph_follows(page)
     run = page.ask("/api/session")["photo"]["runs"][-1]
     assert run["id"] != first
     assert (run["settings"]["smoothness"], run["settings"]["last_step_only"]) == (4, True)
+
+
+def test_the_switch_for_saturated_highlights_and_a_preview_of_it(page):
+    def last():
+        return page.ask("/api/session")["photo"]["runs"][-1]
+
+    def switched(on):
+        page("saturated").click()
+        page.until(lambda: last()["settings"]["saturated"] is on and page.shown("run"))
+        assert last()["chosen"].endswith("saturated") is on
+        assert ("method: saturated" in page("facts").text) is on
+        assert page("saturated").is_selected() is on
+        page.until(lambda: page.driver.execute_script("return document.getElementById('after').complete"), 20)
+
+    switched(True)
+    kept = last()["id"]
+    shown = page("after").get_attribute("src")
+    assert kept in shown
+    page.set("smoothness", -1, "input")
+    page.until(lambda: page("after").get_attribute("src") != shown, 60)
+    assert page("after-tag").text == "preview"
+    assert page("after").get_attribute("src").startswith("blob:")
+    assert page("saturated").is_selected()
+    page.set("smoothness", -1, "change")
+    page.until(lambda: last()["id"] != kept and page.shown("run") and page("after-tag").text == "after")
+    assert (last()["settings"]["smoothness"], last()["settings"]["saturated"]) == (0.5, True)
+    assert last()["chosen"].endswith("saturated")
+    switched(False)
 
 
 def test_specks_of_the_kernel_are_painted_over(page):

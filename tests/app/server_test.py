@@ -35,6 +35,7 @@ class Worker:
 
     go_on = threading.Event()
     running = threading.Event()
+    done: list[tuple[str, dict]] = []  # noqa: RUF012
 
     def __init__(self, cache_dir=None, *, patient=False):
         self.lock = threading.Lock()
@@ -47,7 +48,8 @@ class Worker:
 
     def call(self, task, arguments, *, tell=None, cancelled=None, seconds=None):
         with self.lock:
-            if task == "preview":
+            self.done.append((task, arguments))
+            if task in ("preview", "prepare_preview"):
                 return b"a picture"
             if task != "restore":
                 return tasks.TASKS[task](tell, **arguments)
@@ -71,6 +73,7 @@ class Worker:
 def app(monkeypatch):
     Worker.go_on.clear()
     Worker.running.clear()
+    Worker.done.clear()
     monkeypatch.setattr(server, "Worker", Worker)
     roots = []
     usual = sessions.tempfile.mkdtemp
@@ -142,6 +145,20 @@ class TestPhotographs:
         assert {"Käfer.png", "Käfer_deblurred.png", "Käfer_report.html"} <= set(packed.namelist())
         assert "sandbox" in client.get(f"{base}/report").headers["content-security-policy"]
         assert client.get(f"{base}/preview.npz").status_code == 404
+
+    def test_a_first_preview_is_prepared_while_the_photograph_is_computed(self, client):
+        photo = client.post("/api/photos?name=a.png", content=photograph()).json()
+        job = client.post(f"/api/photos/{photo['id']}/runs", json={}).json()
+        for task, arguments in (("prepare_preview", {"width": 64, "height": 48}), ("preview", None)):
+            for _ in range(500):
+                if task in dict(Worker.done):
+                    break
+                time.sleep(0.01)
+            assert [name for name, _ in Worker.done].count(task) == 1
+            assert arguments in (None, dict(Worker.done)[task])
+            assert (task == "preview") == Worker.go_on.is_set()
+            Worker.go_on.set()
+        until(client, job["id"], "done")
 
     def test_the_sample_is_one_request_away(self, client):
         assert client.post("/api/sample").json()["width"] == 400

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -88,6 +89,27 @@ def test_a_preview_at_the_old_settings_is_the_result_and_others_change_it(place,
     assert np.abs(np.diff(preview(smoothness=30.0))).sum() < 0.97 * np.abs(np.diff(after)).sum()
     assert np.abs(preview(amount=0.0) - scene().blurry).mean() < 0.01
     assert np.abs(preview(erased=range(60)) - after).mean() > 0.01
+
+
+def test_the_first_preview_compiles_nothing(place, first):
+    """Its programs were compiled when the computation began, before there was a kernel."""
+    compiled, under_way = [], [True]
+
+    def count(event, _, **about):
+        if under_way and event.endswith("backend_compile_duration"):
+            compiled.append(about)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    jax.clear_caches()
+    tasks._SCENES.clear()
+    tasks.prepare_preview(lambda *_: None, width=96, height=96)
+    assert compiled
+    compiled.clear()
+    for smoothness in (1.0, 2.0):
+        data = str(place / "first" / "preview.npz")
+        tasks.preview(lambda *_: None, data=data, smoothness=smoothness, amount=1.0, kernel=None, erased=[])
+    under_way.clear()
+    assert compiled == []
 
 
 def test_where_only_the_amount_changes_nothing_is_restored_again(place, call, first, monkeypatch):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import scipy.signal
 
-from jaxdeblur.classical import finish
+from jaxdeblur.classical import finish, tiles
 from jaxdeblur.config import NonblindConfig
 from jaxdeblur.errors import InputError
 from jaxdeblur.evaluation.metrics import psnr
@@ -46,15 +46,43 @@ def test_tiles_join_without_a_seam(method):
     ("length", "side", "overlap"), [(100, 256, 20), (257, 256, 18), (1000, 256, 60), (4000, 1280, 102), (900, 256, 200)]
 )
 def test_tiles_cover_the_image_and_share_one_size(length, side, overlap):
-    spans = finish._spans(length, side, overlap)
-    assert {span.stop - span.start for span in spans} == {min(length, side)}
+    spans = tiles.spans_of(length, side, overlap)
+    assert len({span.stop - span.start for span in spans}) == 1
+    assert spans[0].stop <= side
     assert (spans[0].start, spans[-1].stop) == (0, length)
     for one, next_one in itertools.pairwise(spans):
-        assert one.stop - next_one.start >= min(2 * overlap, side // 2)
+        assert one.stop - next_one.start >= min(2 * overlap, side // 2) - 1
     weight = np.zeros(length)
     for span in spans:
-        weight[span] += finish._fade(span, length, overlap)
+        weight[span] += tiles.fade(span, length, overlap)
     assert weight.min() > 0.1
+
+
+def test_tiles_are_no_longer_than_they_need_to_be():
+    """A photograph of twelve megapixels took a third more than its pixels need."""
+    rows, columns = (tiles.spans_of(length, 1280, 82) for length in (3000, 4000))
+    assert (len(rows), len(columns)) == (3, 4)
+    area = (rows[0].stop - rows[0].start) * (columns[0].stop - columns[0].start)
+    assert 12 * area < 0.77 * 12 * 1280**2
+
+
+def test_a_kernel_is_cut_to_its_mass():
+    kernel = np.zeros((9, 11), np.float32)
+    kernel[4, 5] = kernel[3, 5] = 0.5
+    np.testing.assert_array_equal(tiles.tight(kernel), kernel[3:6, 5:6])
+    aside = np.zeros_like(kernel)
+    aside[4, 8] = 1.0
+    np.testing.assert_array_equal(tiles.tight(np.stack([[kernel, aside]])), np.stack([[kernel, aside]])[..., 3:6, 2:9])
+
+
+def test_what_a_kernel_is_padded_with_costs_and_changes_nothing_in_tiles():
+    known = scene(side=300)
+    blurry = known.blurry[:, :128]
+    plain, padded = (
+        finish.restore(blurry, kernel, "learned", TILED, noise_std=NOISE_STD)
+        for kernel in (known.kernel, np.pad(known.kernel, 8))
+    )
+    np.testing.assert_array_equal(plain, padded)
 
 
 def test_more_noise_asks_for_a_smoother_image():

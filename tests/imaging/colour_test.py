@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdeblur.imaging.colour import luma, rgb_to_ycbcr, ycbcr_to_rgb
+from jaxdeblur.imaging.colour import from_opponent_planes, luma, opponent_planes, rgb_to_ycbcr, ycbcr_to_rgb
 
 
 @pytest.fixture
@@ -30,6 +30,14 @@ def test_grey_has_neutral_chroma():
     grey = np.full((2, 2, 3), 0.3, np.float32)
     np.testing.assert_allclose(rgb_to_ycbcr(grey), np.broadcast_to([0.3, 0.5, 0.5], (2, 2, 3)), atol=1e-6)
     np.testing.assert_allclose(luma(grey), 0.3, atol=1e-6)
+
+
+def test_opponent_planes_are_an_orthonormal_turn_in_which_grey_is_the_first(rgb):
+    matrix = opponent_planes(np.eye(3))
+    np.testing.assert_allclose(matrix @ matrix.T, np.eye(3), atol=1e-12)
+    np.testing.assert_allclose(matrix @ np.ones(3), [3**0.5, 0.0, 0.0], atol=1e-12)
+    planes = np.moveaxis(rgb, -1, 0)
+    np.testing.assert_allclose(from_opponent_planes(opponent_planes(planes)), planes, atol=1e-6)
 
 
 @pytest.mark.parametrize("convert", [rgb_to_ycbcr, ycbcr_to_rgb, luma])

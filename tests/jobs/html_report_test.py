@@ -9,7 +9,7 @@ import pytest
 
 from jaxdeblur.config import Config
 from jaxdeblur.errors import InputError
-from jaxdeblur.jobs.html_report import json_within, write_html_report
+from jaxdeblur.jobs.html_report import _template, json_within, write_html_report, write_page
 from jaxdeblur.jobs.report import to_json
 from jaxdeblur.jobs.saved_run import read_report
 
@@ -89,6 +89,18 @@ def test_the_report_comes_back_out_of_it(tmp_path):
         read_report(tmp_path / "y_report.html")
     with pytest.raises(ValueError, match="no report"):
         json_within("")
+
+
+def test_the_pages_of_runs_and_folders_look_alike(tmp_path):
+    """What they share has one place, and nothing of it is left unfilled."""
+    write_page(tmp_path / "index.html", "index.html", {"version": "1", "title": "x", "summary": "y"}, {"entries": ""})
+    pages = [write(tmp_path / "x_report.html"), (tmp_path / "index.html").read_text(encoding="utf-8")]
+    shared = _template("head.html").substitute({"version": "1"})
+    assert "prefers-color-scheme: dark" in shared
+    for page in pages:
+        assert page.count(shared) == 1
+        assert page.index(shared) < page.index("</head>")
+        assert len(re.findall("--paper:", page)) == 2
 
 
 def test_curves_of_a_fit_are_drawn_and_thinned(tmp_path):

@@ -1,0 +1,56 @@
+import threading
+import time
+
+import pytest
+
+from jaxdeblur.classical.compiled import side_by_side
+
+
+def test_values_come_in_order_whoever_is_first():
+    def slow_first(number):
+        time.sleep(0.05 if number == 0 else 0.0)
+        return -number
+
+    assert list(side_by_side(slow_first, range(6))) == [0, -1, -2, -3, -4, -5]
+    assert list(side_by_side(slow_first, [])) == []
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_no_more_at_a_time_than_asked_for(most, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    lock, now, seen = threading.Lock(), [0], []
+
+    def counted(number):
+        with lock:
+            now[0] += 1
+            seen.append(now[0])
+        time.sleep(0.02)
+        with lock:
+            now[0] -= 1
+        return number
+
+    assert list(side_by_side(counted, range(8), at_once=most)) == list(range(8))
+    assert max(seen) == most
+
+
+def test_those_that_have_not_begun_end_with_the_caller(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    begun = []
+
+    def slow(number):
+        begun.append(number)
+        time.sleep(0.02)
+        return number
+
+    values = side_by_side(slow, range(50))
+    assert next(values) == 0
+    values.close()
+    count = len(begun)
+    assert count < 10
+    time.sleep(0.1)
+    assert len(begun) == count
+
+
+def test_an_error_comes_through():
+    with pytest.raises(ZeroDivisionError):
+        list(side_by_side(lambda number: 1 // number, [1, 0, 2]))
