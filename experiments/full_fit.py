@@ -18,11 +18,12 @@ import json
 import pathlib
 import sys
 import time
+from collections.abc import Sequence
 
 import cattrs
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from experiments.runner.render import require_matplotlib
 from experiments.runner.store import write_text
@@ -33,15 +34,6 @@ from jaxdeblur.evaluation.metrics import aligned_metrics
 from jaxdeblur.imaging.writing import write_grey
 from jaxdeblur.pipeline import deblur, refinish
 from jaxdeblur.presets import PRESETS
-
-_PRESET = flags.DEFINE_enum("preset", "selfdeblur", sorted(PRESETS), "The method.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of Levin's set.")
-_IMAGE = flags.DEFINE_string("image", "im1_kernel1", "Which image of it.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the fit.", lower_bound=0)
-_NUM_ITERATIONS = flags.DEFINE_integer("num_iterations", None, "Fewer steps than published; for trying out.", lower_bound=1)
-_EVERY = flags.DEFINE_integer("every", 100, "Steps between two measurements of the image.", lower_bound=1)
-_OUTPUT_DIR = flags.DEFINE_string("output_dir", "full_fit", "Folder for results and checkpoints.")
-_TABLE = flags.DEFINE_bool("table", False, "Only print the table of the runs in --output_dir.")
 
 # Of SelfDeblur's public results, the images that its authors' code made, scored by our protocol.
 PUBLIC_RESULTS = {
@@ -117,44 +109,66 @@ def table(summaries: list[Summary]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str]) -> None:
-    runtime.relaunch_with_huge_pages()
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
-    folder = pathlib.Path(_OUTPUT_DIR.value).expanduser()
+def define_flags() -> flags.FlagValues:
+    """The flags, unparsed."""
+    values = flags.FlagValues()
+    flags.DEFINE_enum("preset", "selfdeblur", sorted(PRESETS), "The method.", flag_values=values)
+    flags.DEFINE_string("data_dir", None, "Folder of Levin's set.", flag_values=values)
+    flags.DEFINE_string("image", "im1_kernel1", "Which image of it.", flag_values=values)
+    flags.DEFINE_integer("seed", 0, "Of the fit.", lower_bound=0, flag_values=values)
+    flags.DEFINE_integer(
+        "num_iterations", None, "Fewer steps than published; for trying out.", lower_bound=1, flag_values=values
+    )
+    flags.DEFINE_integer("every", 100, "Steps between two measurements of the image.", lower_bound=1, flag_values=values)
+    flags.DEFINE_string("output_dir", "full_fit", "Folder for results and checkpoints.", flag_values=values)
+    flags.DEFINE_bool("table", False, "Only print the table of the runs in --output_dir.", flag_values=values)
+    return values
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs a command line; returns the exit status."""
+    values = define_flags()
     try:
-        if not _TABLE.value:
-            _run(folder)
-        print(table(_summaries(folder)))
-    except InputError as error:
-        sys.exit(str(error))
+        _, *others = values(list(argv))
+        if others:
+            raise InputError(f"unexpected argument {others[0]!r}: flags are given as --name=value")
+        folder = pathlib.Path(values.output_dir).expanduser()
+        if not values.table:
+            _run(values, folder)
+        print(table(summaries(folder)))
+    except (InputError, flags.Error) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
 
 
-def _run(folder: pathlib.Path) -> None:
+def _run(values: flags.FlagValues, folder: pathlib.Path) -> None:
     require_matplotlib()
-    if _DATA_DIR.value is None:
-        raise InputError("--data_dir: give the folder of Levin's set")
-    examples = {example.name: example for example in find_examples("levin", pathlib.Path(_DATA_DIR.value).expanduser())}
-    named = {name: example for name, example in examples.items() if _IMAGE.value in (name, name.removesuffix("_img"))}
-    if not named:
-        raise InputError(f"--image={_IMAGE.value} is none of the set; there are {', '.join(sorted(examples))}")
-    (example,) = named.values()
-    preset = PRESETS[_PRESET.value].override(num_iterations=_NUM_ITERATIONS.value)
+    if not values.data_dir:
+        raise InputError("--data_dir is missing: give the folder of Levin's set")
+    examples = {
+        one.name.removesuffix("_img"): one for one in find_examples("levin", pathlib.Path(values.data_dir).expanduser())
+    }
+    if values.image not in examples:
+        raise InputError(f"--image={values.image} is none of the set; there are {', '.join(sorted(examples))}")
+    preset = PRESETS[values.preset]
     if preset.fit is None:
-        raise InputError(f"--preset={_PRESET.value} fits no deep prior; --list_presets of jaxdeblur.main shows those that do")
-    runtime.set_up_cache()
+        raise InputError(f"--preset={values.preset} fits no deep prior; --list_presets of jaxdeblur.main shows those that do")
+    preset = preset.override(num_iterations=values.num_iterations)
+    assert preset.fit is not None
+    runtime.set_up_cache(None)
+    example, steps = examples[values.image], preset.fit.num_iterations
     config = dataclasses.replace(preset, kernel_size=example.kernel_size)
-    steps = preset.fit.num_iterations
-    run = folder / f"{_PRESET.value}_{_IMAGE.value}_seed{_SEED.value}_{steps}"
+    run = folder / f"{values.preset}_{values.image}_seed{values.seed}_{steps}"
     folder.mkdir(parents=True, exist_ok=True)
     blurry, sharp = example.load()
-    curve = Curve(run.with_suffix(".csv"), sharp, _EVERY.value)
+    curve = Curve(run.with_suffix(".csv"), sharp, values.every)
     began = time.perf_counter()
 
     result = deblur(
         blurry,
         config,
-        key=jax.random.key(_SEED.value),
+        key=jax.random.key(values.seed),
         snapshot=curve.add,
         progress=lambda phase, done, total, _: print(f"{phase} {done}/{total}", flush=True) if done % 100 == 0 else None,
         checkpoint=run.with_suffix(".checkpoint"),
@@ -166,9 +180,9 @@ def _run(folder: pathlib.Path) -> None:
     np.save(run.with_name(f"{run.name}_kernel.npy"), result.kernel)
     _figure(run.with_suffix(".png"), run.name, curve.rows, result.history["error"])
     summary = Summary(
-        preset=_PRESET.value,
-        image=_IMAGE.value,
-        seed=_SEED.value,
+        preset=values.preset,
+        image=values.image,
+        seed=values.seed,
         steps=steps,
         blurry=_likeness(blurry, sharp),
         direct=_likeness(result.restored, sharp),
@@ -178,16 +192,21 @@ def _run(folder: pathlib.Path) -> None:
     write_text(run.with_suffix(".json"), json.dumps(dataclasses.asdict(summary), indent=2) + "\n")
 
 
-def _likeness(image: np.ndarray, sharp: np.ndarray) -> tuple[float, float]:
-    found = aligned_metrics(np.clip(image, 0.0, 1.0), sharp)
-    return round(float(found.psnr), 3), round(float(found.ssim), 4)
+def summaries(folder: pathlib.Path) -> list[Summary]:
+    """The finished runs of a folder.
 
-
-def _summaries(folder: pathlib.Path) -> list[Summary]:
+    Raises:
+      InputError: there is none.
+    """
     found = [cattrs.structure(json.loads(path.read_text()), Summary) for path in sorted(folder.glob("*.json"))]
     if not found:
         raise InputError(f"{folder} has no finished run")
     return found
+
+
+def _likeness(image: np.ndarray, sharp: np.ndarray) -> tuple[float, float]:
+    found = aligned_metrics(np.clip(image, 0.0, 1.0), sharp)
+    return round(float(found.psnr), 3), round(float(found.ssim), 4)
 
 
 def _published_steps(preset: str) -> int | None:
@@ -211,4 +230,5 @@ def _figure(path: pathlib.Path, title: str, rows: dict[int, tuple[float, float]]
 
 
 if __name__ == "__main__":
-    app.run(main)
+    runtime.relaunch_with_huge_pages()
+    sys.exit(main(sys.argv))

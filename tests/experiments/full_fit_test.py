@@ -31,11 +31,28 @@ class TestTable:
         save_run(tmp_path, "im1_kernel1", 33.0)
         save_run(tmp_path, "im2_kernel6", 35.0)
         save_run(tmp_path, "im3_kernel4", 20.0, steps=100)
-        text = full_fit.table(full_fit._summaries(tmp_path))
+        text = full_fit.table(full_fit.summaries(tmp_path))
         assert "| selfdeblur | im1_kernel1 | 0 | 5000 | 24.00 / 0.700 | 33.00 / 0.900 | 34.00 / 0.950 | 33.47 |" in text
         assert text.count("32.53") == 0
         assert f"{(33.0 - 33.47 + 35.0 - 35.38) / 2:+.2f} dB direct" in text
 
     def test_nothing_there(self, tmp_path):
         with pytest.raises(full_fit.InputError, match="no finished run"):
-            full_fit._summaries(tmp_path)
+            full_fit.summaries(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--image=im1_kernel1"], "--data_dir is missing"),
+        (["--data_dir=nowhere", "extra"], "unexpected argument 'extra'"),
+        (["--every=0"], "every"),
+        (["--table", "--output_dir=nowhere"], "no finished run"),
+    ],
+)
+def test_bad_input_is_one_line(flags, told, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert full_fit.main(["full_fit", *flags]) == 1
+    errors = capsys.readouterr().err
+    assert told in errors
+    assert list(tmp_path.iterdir()) == []
