@@ -24,19 +24,19 @@ class InitialiserConfig:
       guess_iterations: variational iterations given to every guess before it is judged.
       num_finalists: guesses that remain after that.
       finalist_iterations: variational iterations given to each of them before the best is chosen.
-      refine_iterations: variational iterations given to the best one for each softness there.
+      refine_iterations: variational iterations given to the best one there.
       fine_iterations: variational iterations given to it at each finer level.
       noise_variance: of the gradients in the variational model, in squared [0, 1] units, where its annealing ends: the image's
         own or, for images with less noise, this.
       first_noise_variance: where the annealing begins for those; for others in proportion.
       softness_stds: standard deviations in pixels of the sharp image's own softness, the Gaussian that even a sharp
-        photograph's edges carry: a kernel is estimated for each, from a guess refined with the first, and
-        :func:`jaxdeblur.classical.judge.judge` chooses.
+        photograph's edges carry: the first is taken until the kernel has its full size, then it is refined on with each, and
+        :func:`jaxdeblur.classical.judge.score` chooses.
       judging_softness_std: the softness with which kernels are judged.
       thinness: weight of Σ√k, a prior that says that camera shake leaves a thin trace, beside the negative log evidence per
         pixel while kernels are refined; see :func:`jaxdeblur.classical.variational.thinness_penalty`.
       judging_thinness: the same where kernels are compared.
-      thinnesses: weights tried in its place when the kernel has its full size.
+      thinnesses: weights tried in its place after the softnesses, from the best of their kernels.
       vary_iterations: variational iterations given to the kernel of full size with each softness and with each thinness.
       guess_side: guesses are told apart on a level of the pyramid of at most about this many pixels a side.
       guess_window_side: there, on an informative crop of at most so many pixels a side.
