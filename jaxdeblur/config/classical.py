@@ -56,7 +56,7 @@ class InitialiserConfig:
     noise_variance: float = 1e-6
     first_noise_variance: float = 3e-6
     softness_stds: tuple[float, ...] = (0.7, 0.4, 1.0)
-    judging_softness_std: float = 0.55
+    judging_softness_std: float = 0.45
     thinness: float = 1e-3
     judging_thinness: float = 1e-3
     thinnesses: tuple[float, ...] = (0.0, 3e-3)
