@@ -31,6 +31,7 @@ import numpy as np
 import scipy.signal
 from absl import flags
 
+from experiments.command_line import run_command
 from experiments.shake3d import Shake
 from jaxdeblur.config import SMALLEST_SIDE, check_kernel_size
 from jaxdeblur.errors import InputError
@@ -337,33 +338,27 @@ def define_flags() -> flags.FlagValues:
 def main(argv: Sequence[str]) -> int:
     """Runs a command line: the program's name and its arguments. Returns the exit status."""
     values = define_flags()
-    try:
-        _, *unexpected = values(list(argv))
-        if values.help:
-            print(__doc__, values.get_help(), sep="\n")
-            return 0
-        if unexpected:
-            raise InputError(f"unexpected argument {unexpected[0]!r}: give flags only, see --help")
-        for name in ("image_dir", "output_dir"):
-            if not values[name].value:
-                raise InputError(f"--{name} is missing: give a folder")
-        recipe = Recipe(
-            kinds=tuple(values.blurs),
-            kernel_sizes=_numbers("kernel_sizes", values.kernel_sizes, int),
-            num_motions=values.num_motions,
-            noise_stds=_numbers("noise_stds", values.noise_stds, float),
-            exposure=values.exposure,
-            side=values.side,
-            seed=values.seed,
-            max_roll=values.max_roll,
-            focal_length=values.focal_length,
-            jpeg_quality=values.jpeg_quality,
-        )
-        folder = pathlib.Path(values.output_dir).expanduser()
-        count = make_set(pathlib.Path(values.image_dir).expanduser(), folder, recipe)
-    except (InputError, flags.Error) as error:
-        print(error, file=sys.stderr)
-        return 1
+    return run_command(argv, values, __doc__, lambda: _command(values))
+
+
+def _command(values: flags.FlagValues) -> int:
+    for name in ("image_dir", "output_dir"):
+        if not values[name].value:
+            raise InputError(f"--{name} is missing: give a folder")
+    recipe = Recipe(
+        kinds=tuple(values.blurs),
+        kernel_sizes=_numbers("kernel_sizes", values.kernel_sizes, int),
+        num_motions=values.num_motions,
+        noise_stds=_numbers("noise_stds", values.noise_stds, float),
+        exposure=values.exposure,
+        side=values.side,
+        seed=values.seed,
+        max_roll=values.max_roll,
+        focal_length=values.focal_length,
+        jpeg_quality=values.jpeg_quality,
+    )
+    folder = pathlib.Path(values.output_dir).expanduser()
+    count = make_set(pathlib.Path(values.image_dir).expanduser(), folder, recipe)
     print(f"{folder}: {count} blurry images")
     return 0
 

@@ -37,6 +37,7 @@ from typing import Any
 from absl import flags
 
 from experiments.accelerator import plan, report, worker
+from experiments.command_line import run_command
 from experiments.generalisation.measure import source_digest
 from experiments.runner.store import Store, write_text
 from jaxdeblur import runtime
@@ -71,30 +72,24 @@ def run() -> None:
 def main(argv: Sequence[str]) -> int:
     """Runs a command line: the program's name and its arguments. Returns the exit status."""
     values = define_flags()
-    try:
-        _, *unexpected = values(list(argv))
-        if values.help:
-            print(__doc__, values.get_help(), sep="\n")
-            return 0
-        if unexpected:
-            raise InputError(f"unexpected argument {unexpected[0]!r}: give flags only, see --help")
-        data_dir = _folder("data_dir", values.data_dir)
-        _folder("image_dir", values.image_dir)
-        if data_dir is not None and not any(plan.has_set(data_dir, name) for name in ("levin", "lai")):
-            raise InputError(f"--data_dir={data_dir} holds neither levin nor lai: give the folder that they lie in")
-        parts = _chosen(plan.parts(data_dir, toy=values.dry_run), values.part)
-        if values.list:
-            print(*_listed(parts), sep="\n")
-            return 0
-        if not values.output_dir:
-            raise InputError("--output_dir is missing: give a folder")
-        if values.worker:
-            _work(values, parts)
-            return 0
-        return Pack(values, parts).measure()
-    except (InputError, flags.Error) as error:
-        print(error, file=sys.stderr)
-        return _FAILED
+    return run_command(argv, values, __doc__, lambda: _command(values))
+
+
+def _command(values: flags.FlagValues) -> int:
+    data_dir = _folder("data_dir", values.data_dir)
+    _folder("image_dir", values.image_dir)
+    if data_dir is not None and not any(plan.has_set(data_dir, name) for name in ("levin", "lai")):
+        raise InputError(f"--data_dir={data_dir} holds neither levin nor lai: give the folder that they lie in")
+    parts = _chosen(plan.parts(data_dir, toy=values.dry_run), values.part)
+    if values.list:
+        print(*_listed(parts), sep="\n")
+        return 0
+    if not values.output_dir:
+        raise InputError("--output_dir is missing: give a folder")
+    if values.worker:
+        _work(values, parts)
+        return 0
+    return Pack(values, parts).measure()
 
 
 def define_flags() -> flags.FlagValues:

@@ -80,6 +80,12 @@ def peak_bytes() -> int | None:
     return None if found is None else int(found)
 
 
+def risen_peak_mb(before: int | None) -> float | None:
+    """The highest mark in MB if it has risen above ``before``, of :func:`peak_bytes`: only then is it this item's own."""
+    after = peak_bytes()
+    return after / 1e6 if before is not None and after is not None and after > before else None
+
+
 def seconds_of(work: Callable[[], Any], *, times: int = 5) -> float:
     """Median seconds of ``work``, which returns arrays that are waited for, after one call that does not count."""
     import jax

@@ -102,7 +102,6 @@ def fitted(
             arrays[f"{label}_kernel"] = row["arrays"]["kernel"]
     for file in checkpoint.parent.glob(f"{checkpoint.name}*"):
         file.unlink()
-    after = device.peak_bytes()
     figures = {
         "images": rows,
         "psnr": float(np.mean([row["psnr"] for row in rows])),
@@ -113,7 +112,7 @@ def fitted(
         "steps": fit.num_iterations,
         "together": len(batches[0]),
         "kernel_size": config.kernel_size,
-        "peak_mb": after / 1e6 if before is not None and after is not None and after > before else None,
+        "peak_mb": device.risen_peak_mb(before),
         # Its seconds are then those of the rest alone.
         "resumed": resumed,
     }

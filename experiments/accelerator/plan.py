@@ -15,13 +15,16 @@ from jaxdeblur.presets import PRESETS
 # A command on a lent machine may be ended after ten minutes.
 MOST_SECONDS = 540.0
 DEEP_PRIORS = ("selfdeblur", "mc", "staged", "weak_dmphn")
-# Those that estimate a kernel without a network of its own to begin with, as far as there are such presets.
-CLASSICAL = tuple(name for name in ("fast", "deep") if name in PRESETS)
+# Those that estimate a kernel without a network of its own to begin with.
+CLASSICAL = ("fast", "deep")
 FITTED = ("selfdeblur", "mc", "staged")
 RESTARTS = (1, 8, 2, 4, 16)
 PRECISIONS = ("highest", "default", "bfloat16")
-WEAK = tuple(name for name in ("weak_dwdn", "weak_none", "weak_dwdn_beta") if name in PRESETS) + tuple(
-    name for name in PRESETS if name.startswith("weak_dwdn_a") and not name.endswith("_small")
+WEAK = (
+    "weak_dwdn",
+    "weak_none",
+    "weak_dwdn_beta",
+    *(name for name in PRESETS if name.startswith("weak_dwdn_a") and not name.endswith("_small")),
 )
 # Kernels of Levin's set in the order of what they are worth: the first three hold the images with published results.
 LEVIN_SIZES = (17, 19, 27, *sorted(set(LAYOUTS["levin"].kernel_sizes) - {17, 19, 27}, reverse=True))

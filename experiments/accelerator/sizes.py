@@ -17,6 +17,7 @@ _TOY_INITIALISER = InitialiserConfig(
     refine_iterations=3,
     fine_iterations=3,
     softness_stds=(0.4,),
+    vary_iterations=3,
 )
 # Long enough that in a run of one chunk no two changes of a schedule fall on one step, which would be another program.
 _TOY_CHUNK = 10

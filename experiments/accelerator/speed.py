@@ -51,9 +51,7 @@ def _ours(arguments: tuple[Any, ...], turns: int) -> dict[str, Any]:
     before = device.peak_bytes()
     stepper = jax_stepper(*arguments, cache_dir=OFF)
     figures: dict[str, Any] = _timed(stepper, arguments[-1], turns)
-    after = device.peak_bytes()
-    # A process's highest mark is this item's own only where it has risen.
-    figures["peak_mb"] = after / 1e6 if before is not None and after is not None and after > before else None
+    figures["peak_mb"] = device.risen_peak_mb(before)
     return {**figures, **cost(stepper.compiled)}
 
 

@@ -23,6 +23,7 @@ from typing import Any
 
 from absl import flags
 
+from experiments.command_line import run_command
 from experiments.generalisation import report
 from experiments.generalisation.cases import Case, read_cases
 from experiments.generalisation.measure import SCHEMA, Task, config_for, known_kernel_config, measure, source_digest
@@ -51,22 +52,16 @@ def run() -> None:
 def main(argv: Sequence[str]) -> int:
     """Runs a command line: the program's name and its arguments. Returns the exit status."""
     values = define_flags()
-    try:
-        _, *unexpected = values(list(argv))
-        if values.help:
-            print(__doc__, values.get_help(), sep="\n")
-            return 0
-        if unexpected:
-            raise InputError(f"unexpected argument {unexpected[0]!r}: give flags only, see --help")
-        if not values.output_dir:
-            raise InputError("--output_dir is missing: give a folder")
-        if values.make:
-            _make(values)
-            return 0
-        return _evaluate(values)
-    except (InputError, flags.Error) as error:
-        print(error, file=sys.stderr)
-        return 1
+    return run_command(argv, values, __doc__, lambda: _command(values))
+
+
+def _command(values: flags.FlagValues) -> int:
+    if not values.output_dir:
+        raise InputError("--output_dir is missing: give a folder")
+    if values.make:
+        _make(values)
+        return 0
+    return _evaluate(values)
 
 
 def define_flags() -> flags.FlagValues:

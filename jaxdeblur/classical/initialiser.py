@@ -143,13 +143,13 @@ def _estimate(
     model = _Model.of(image[window], config, noise_std, levels[judged_at].scale)
     full = _support(levels[judged_at].kernel_size, 1.0)
     refined = model.refine([model.attempt(guess, full) for guess in guesses], config.guess_iterations)
-    scores = [score for _, score in refined]
+    scores = [judged for _, judged in refined]
     if config.guess_iterations == 0 and len(guesses) > 1:
         scores = model.judge(guesses, config.softness_stds[0])
     finalists = [refined[index][0] for index in np.argsort(scores)[: config.num_finalists]]
 
-    model = _Model.of(image, config, noise_std, levels[judged_at].scale)
     if len(finalists) > 1:
+        model = _Model.of(image, config, noise_std, levels[judged_at].scale)
         attempts = [model.attempt(finalist, full) for finalist in finalists]
         finalists = [kernel for kernel, _ in model.refine(attempts, config.finalist_iterations)]
         finalists = [finalists[int(np.argmin(model.judge(finalists, config.judging_softness_std)))]]
