@@ -135,9 +135,10 @@ def _commit(place: pathlib.Path, complete: pathlib.Path, paths: Sequence[pathlib
 
 def _move_out(complete: pathlib.Path) -> None:
     """Moves the files of a complete folder into place. Several processes may do so with the same one at a time."""
-    if not complete.exists():
-        return
-    for file in sorted(complete.glob("[0-9][0-9]-*")):
+    files: list[pathlib.Path] = []
+    with contextlib.suppress(FileNotFoundError):  # there is none, or another process removes it while it is listed
+        files = sorted(complete.glob("[0-9][0-9]-*"))
+    for file in files:
         with contextlib.suppress(FileNotFoundError):
             file.replace(complete.parent / file.name[3:])
     (complete / _LOCK).unlink(missing_ok=True)
