@@ -48,6 +48,7 @@ REFUSED = {
     "decay_steps must increase": lambda: FitConfig(decay_steps=(200, 100)),
     "at least one gradient weight": lambda: InitialiserConfig(gradient_weights=()),
     "weights must be positive": lambda: InitialiserConfig(gradient_weights=(1e-3, 0.0)),
+    "patient_rounds": lambda: InitialiserConfig(patient_rounds=((2.0, 0),)),
     "level_iterations": lambda: InitialiserConfig(level_iterations=0),
     "noise_variance must be positive": lambda: InitialiserConfig(noise_variance=0.0),
     "at most first_noise_variance": lambda: InitialiserConfig(noise_variance=1e-3, first_noise_variance=1e-4),

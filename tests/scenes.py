@@ -15,6 +15,7 @@ from jaxdeblur.config import InitialiserConfig
 QUICK = InitialiserConfig(
     gradient_weights=(4e-3, 8e-3),
     support_shares=(1.0, 0.5),
+    patient_weights=(),
     guess_iterations=20,
     num_finalists=2,
     finalist_iterations=20,

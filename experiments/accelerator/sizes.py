@@ -11,6 +11,7 @@ from jaxdeblur.presets import PRESETS
 _TOY_INITIALISER = InitialiserConfig(
     gradient_weights=(8e-3,),
     support_shares=(1.0,),
+    patient_weights=(),
     guess_iterations=3,
     num_finalists=1,
     finalist_iterations=3,

@@ -18,8 +18,9 @@ from jaxdeblur.classical.judge import score
 from jaxdeblur.config import InitialiserConfig
 from jaxdeblur.operators.kernels import centre_kernel, crop_kernel, pad_kernel, resize_kernel
 
-_FIRST_SIZE_SHARE = 1 / 8
-_SMALLEST_FIRST_SIZE, _LARGEST_FIRST_SIZE = 31, 85
+# Rather too large than too small: a guess that has no room for the kernel is another kernel, which touches no border.
+_FIRST_SIZE_SHARE = 1 / 6
+_SMALLEST_FIRST_SIZE, _LARGEST_FIRST_SIZE = 43, 85
 _LARGEST_SIZE_SHARE = 1 / 3
 _GROWTH = 1.45
 # More than this share of the mass within so many pixels of the border: the kernel may go on beyond it.
@@ -223,9 +224,14 @@ class _Attempt:
 def _guess(
     blurry: np.ndarray, config: InitialiserConfig, levels: Sequence[kernel_l0.Level], report: Callable[[int], None]
 ) -> list[jax.Array]:
-    """A guess under the L0 prior for each pair of a support's share and a weight, on the last level's support."""
-    pairs = [(share, weight) for share in config.support_shares for weight in config.gradient_weights]
-    guesses = [kernel_l0.first_kernel(levels[0].kernel_size)] * len(pairs)
+    """A guess under the L0 prior for each pair of settings that ``config`` asks for, on the last level's support."""
+    settings = [
+        (share, weight, config.kernel_ridge, config.level_iterations)
+        for share in config.support_shares
+        for weight in config.gradient_weights
+    ]
+    settings += [(1.0, weight, *patience) for patience in config.patient_rounds for weight in config.patient_weights]
+    guesses = [kernel_l0.first_kernel(levels[0].kernel_size)] * len(settings)
     for index, level in enumerate(levels):
         if index:
             ratio, side = level.scale / levels[index - 1].scale, level.kernel_size
@@ -237,10 +243,10 @@ def _guess(
                 "kernel": guess,
                 "support": _support(level.kernel_size, share),
                 "weight": kernel_l0.weight_after(weight, index * config.level_iterations),
-                "ridge": config.kernel_ridge,
-                "iterations": config.level_iterations,
+                "ridge": ridge,
+                "iterations": iterations,
             }
-            for guess, (share, weight) in zip(guesses, pairs, strict=True)
+            for guess, (share, weight, ridge, iterations) in zip(guesses, settings, strict=True)
         ]
         guesses = _side_by_side(kernel_l0.estimate_level, calls)
         report(index)

@@ -37,6 +37,7 @@ _LARGEST_OVERSHOOT = 0.05
 # Enough to find the support's size for a deep prior that starts from scratch.
 _SIZE_ONLY = InitialiserConfig(
     support_shares=(1.0,),
+    patient_weights=(),
     guess_iterations=0,
     finalist_iterations=0,
     refine_iterations=0,

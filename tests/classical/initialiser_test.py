@@ -30,6 +30,27 @@ def test_every_pair_of_weight_and_support_is_judged(estimate):
     assert np.isfinite(estimate.guess_scores).all()
 
 
+def test_patient_guesses_have_the_whole_support_and_their_own_ridges_and_iterations(monkeypatch):
+    """One for each weight in each round, after those of every support."""
+    given = []
+
+    def spy(**call):
+        given.append(call)
+        return call["kernel"]
+
+    monkeypatch.setattr(initialiser.kernel_l0, "estimate_level", spy)
+    monkeypatch.setattr(initialiser, "_side_by_side", lambda program, calls: [program(**call) for call in calls])
+    config = dataclasses.replace(QUICK, patient_weights=(6e-2, 3e-2), patient_rounds=((2.0, 7), (20.0, 9)))
+    levels = initialiser.kernel_l0.pyramid((96, 96), 11)[:2]
+    assert len(initialiser._guess(scene().blurry, config, levels, lambda _: None)) == 4 + 4
+    for index, level in enumerate(levels):
+        patient = given[index * 8 + 4 : index * 8 + 8]
+        assert [(call["ridge"], call["iterations"]) for call in patient] == [(2.0, 7), (2.0, 7), (20.0, 9), (20.0, 9)]
+        decay = 1.1 ** (index * QUICK.level_iterations)
+        assert [call["weight"] for call in patient] == pytest.approx([weight / decay for weight in (6e-2, 3e-2) * 2])
+        assert all(call["support"].sum() == level.kernel_size**2 for call in patient)
+
+
 def test_the_likeliest_guesses_are_refined_and_the_likeliest_of_those_is_kept(monkeypatch):
     told = iter([3.0, float("nan"), 2.0, 0.0, 0.0, 0.0])
     judged = iter([5.0, 0.0])
@@ -113,7 +134,7 @@ def test_a_size_that_was_given_is_kept_and_needless_room_stays_empty(roomy):
 
 def test_an_unknown_size_is_drawn_in_to_what_the_kernel_needs(roomy, monkeypatch):
     known, fixed = roomy
-    monkeypatch.setattr(initialiser, "_SMALLEST_FIRST_SIZE", 15)
+    monkeypatch.setattr(initialiser, "first_kernel_size", lambda _: 15)
     config = dataclasses.replace(QUICK, support_shares=(1.0,))
     found = initialiser.estimate_kernel(known.blurry, config, noise_std=NOISE_STD)
     side = found.kernel.shape[0]
