@@ -239,8 +239,8 @@ def _two_restarts(fit: FitConfig, teacher):
 
 # Small variants differ from these in sizes and numbers, which a tiny net does not see.
 LARGE = [name for name in FITTING if name not in SMALL]
-# Between them: both kinds of network, joint and sequential updates, noise and dropout of both generators, a teacher's image.
-FAST = {"mc_random_both", "weak_dmphn"}
+# Convolutional networks for image and kernel, noise and dropout of both, sequential updates.
+FAST = {"mc_random_both"}
 
 
 def _compiled(fit: FitConfig):

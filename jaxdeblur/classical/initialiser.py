@@ -224,13 +224,13 @@ class _Attempt:
 def _guess(
     blurry: np.ndarray, config: InitialiserConfig, levels: Sequence[kernel_l0.Level], report: Callable[[int], None]
 ) -> list[jax.Array]:
-    """A guess under the L0 prior for each pair of settings that ``config`` asks for, on the last level's support."""
+    """A guess under the L0 prior for every choice of settings that ``config`` asks for, on the last level's support."""
     settings = [
         (share, weight, config.kernel_ridge, config.level_iterations)
         for share in config.support_shares
         for weight in config.gradient_weights
     ]
-    settings += [(1.0, weight, *patience) for patience in config.patient_rounds for weight in config.patient_weights]
+    settings += [(1.0, weight, config.patient_ridge, config.patient_iterations) for weight in config.patient_weights]
     guesses = [kernel_l0.first_kernel(levels[0].kernel_size)] * len(settings)
     for index, level in enumerate(levels):
         if index:

@@ -21,10 +21,10 @@ class InitialiserConfig:
       support_shares: sides of the supports that guesses are confined to, as shares of the kernel's.
       kernel_ridge: weight of ``‖k‖²`` in the L0 pyramid's kernel step.
       level_iterations: alternations of image and kernel per level of the pyramid.
-      patient_weights: weights of the L0 prior of further guesses, on the whole support and with more alternations. They find
-        the long kernels that the others miss.
-      patient_rounds: of these: pairs of a weight of ``‖k‖²`` and a number of alternations per level; every weight of
-        ``patient_weights`` makes a guess in each. It starts every level where a guess of ``level_iterations`` would.
+      patient_weights: weights of the L0 prior of further guesses, on the whole support: many alternations, tied down by much
+        weight of ``‖k‖²``, find the long kernels that the others miss.
+      patient_ridge: that weight.
+      patient_iterations: alternations per level of these guesses; they start each level with the weight of the others.
       guess_iterations: variational iterations given to every guess before it is judged.
       num_finalists: guesses that remain after that.
       finalist_iterations: variational iterations given to each of them before the best is chosen.
@@ -48,12 +48,13 @@ class InitialiserConfig:
       image_side: of larger images, only an informative crop of this many pixels a side is looked at.
     """
 
-    gradient_weights: tuple[float, ...] = (2e-3, 8e-3, 3e-2)
-    support_shares: tuple[float, ...] = (0.6, 0.35)
+    gradient_weights: tuple[float, ...] = (2e-3, 4e-3, 8e-3, 1.6e-2)
+    support_shares: tuple[float, ...] = (1.0, 0.6, 0.35, 0.25)
     kernel_ridge: float = 2.0
     level_iterations: int = 5
-    patient_weights: tuple[float, ...] = (2e-3, 4e-3, 8e-3, 1.6e-2, 3e-2, 6e-2, 0.12)
-    patient_rounds: tuple[tuple[float, int], ...] = ((2.0, 15), (20.0, 40))
+    patient_weights: tuple[float, ...] = (4e-3, 8e-3, 1.6e-2, 3e-2, 6e-2, 0.12)
+    patient_ridge: float = 20.0
+    patient_iterations: int = 40
     guess_iterations: int = 20
     num_finalists: int = 3
     finalist_iterations: int = 60
@@ -76,17 +77,11 @@ class InitialiserConfig:
         require(len(self.gradient_weights) > 0, "initialiser: give at least one gradient weight")
         weights = (*self.gradient_weights, *self.patient_weights)
         require(min(weights) > 0, "initialiser: gradient weights must be positive")
+        require(min(self.kernel_ridge, self.patient_ridge) >= 0, "initialiser: ridges must not be negative")
         require(
-            all(ridge >= 0 and iterations >= 1 for ridge, iterations in self.patient_rounds),
-            "initialiser: patient_rounds must be pairs of a ridge that is not negative and 1 or more iterations",
+            min(self.level_iterations, self.patient_iterations) >= 1,
+            "initialiser: level_iterations and patient_iterations must be 1 or more",
         )
-        require(
-            len(self.support_shares) > 0 and min(self.support_shares) > 0 and max(self.support_shares) <= 1,
-            "initialiser: support_shares must lie in (0, 1]",
-        )
-        require(min(self.thinness, self.judging_thinness) >= 0, "initialiser: thinness must not be negative")
-        require(self.num_finalists >= 1, "initialiser: num_finalists must be 1 or more")
-        require(self.level_iterations >= 1, "initialiser: level_iterations must be 1 or more")
         require(
             0 < self.noise_variance <= self.first_noise_variance,
             "initialiser: noise_variance must be positive and at most first_noise_variance",

@@ -30,8 +30,8 @@ def test_every_pair_of_weight_and_support_is_judged(estimate):
     assert np.isfinite(estimate.guess_scores).all()
 
 
-def test_patient_guesses_have_the_whole_support_and_their_own_ridges_and_iterations(monkeypatch):
-    """One for each weight in each round, after those of every support."""
+def test_patient_guesses_have_the_whole_support_and_their_own_ridge_and_iterations(monkeypatch):
+    """One for each weight, after those of every support."""
     given = []
 
     def spy(**call):
@@ -40,14 +40,14 @@ def test_patient_guesses_have_the_whole_support_and_their_own_ridges_and_iterati
 
     monkeypatch.setattr(initialiser.kernel_l0, "estimate_level", spy)
     monkeypatch.setattr(initialiser, "_side_by_side", lambda program, calls: [program(**call) for call in calls])
-    config = dataclasses.replace(QUICK, patient_weights=(6e-2, 3e-2), patient_rounds=((2.0, 7), (20.0, 9)))
+    config = dataclasses.replace(QUICK, patient_weights=(6e-2, 3e-2), patient_ridge=20.0, patient_iterations=9)
     levels = initialiser.kernel_l0.pyramid((96, 96), 11)[:2]
-    assert len(initialiser._guess(scene().blurry, config, levels, lambda _: None)) == 4 + 4
+    assert len(initialiser._guess(scene().blurry, config, levels, lambda _: None)) == 4 + 2
     for index, level in enumerate(levels):
-        patient = given[index * 8 + 4 : index * 8 + 8]
-        assert [(call["ridge"], call["iterations"]) for call in patient] == [(2.0, 7), (2.0, 7), (20.0, 9), (20.0, 9)]
+        patient = given[index * 6 + 4 : index * 6 + 6]
+        assert [(call["ridge"], call["iterations"]) for call in patient] == [(20.0, 9)] * 2
         decay = 1.1 ** (index * QUICK.level_iterations)
-        assert [call["weight"] for call in patient] == pytest.approx([weight / decay for weight in (6e-2, 3e-2) * 2])
+        assert [call["weight"] for call in patient] == pytest.approx([weight / decay for weight in (6e-2, 3e-2)])
         assert all(call["support"].sum() == level.kernel_size**2 for call in patient)
 
 

@@ -358,6 +358,7 @@ def test_figures_are_drawn(data, tmp_path, monkeypatch, name):
     assert "figure.png" in (tmp_path / "out" / name / "table.html").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("light_compilation_here")
 def test_a_fit_is_followed(data):
     """The whole job of a figure's run: metrics over the steps, images on the way, samples at the end."""

@@ -107,6 +107,7 @@ def test_the_result_is_the_best_iterate():
     np.testing.assert_allclose(stopped.kernels, cut.kernels, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_every_restart_has_its_own_end():
     config = dataclasses.replace(QUICK, image_learning_rate=0.1)
     together = _fit(config, num_restarts=3)
