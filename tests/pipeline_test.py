@@ -23,7 +23,7 @@ from jaxdeblur.config import (
 )
 from jaxdeblur.evaluation.metrics import aligned_metrics, kernel_similarity, psnr
 from jaxdeblur.operators import blur
-from jaxdeblur.pipeline import Photo, deblur_batch, refinish
+from jaxdeblur.pipeline import Photo, deblur_batch, refinish, stages
 from jaxdeblur.presets import PRESETS
 from tests.scenes import NOISE_STD, QUICK, scene
 
@@ -185,6 +185,11 @@ def test_an_image_that_no_kernel_explains_is_left_as_it_was(monkeypatch):
     assert result.chosen == "input"
     np.testing.assert_allclose(result.restored, scene().blurry, atol=1e-6)
     assert any("left as it was" in warning for warning in result.warnings)
+
+
+def test_no_more_than_two_kernels_of_a_kind_are_tried():
+    names = ["varying", "classical, softness 1", "classical, softness 0.4", "classical, softness 0.7", "deep prior"]
+    assert stages._worth_trying(names) == [*names[:3], "deep prior"]
 
 
 class TestKnownKernel:

@@ -34,6 +34,8 @@ from jaxdeblur.presets import PRESETS
 
 # A share of values far outside [0, 1] that no sound restoration should have; not calibrated yet.
 _LARGEST_OVERSHOOT = 0.05
+# Kernels that were varied from one another give images that are alike: no more of one kind are tried.
+_MOST_OF_A_KIND = 2
 # Enough to find the support's size for a deep prior that starts from scratch.
 _SIZE_ONLY = InitialiserConfig(
     support_shares=(1.0,),
@@ -280,7 +282,7 @@ def _deconvolve(case: Case, scores: Mapping[str, float], progress: Progress | No
     """
     scene, kernels = case.scene, case.kernels
     order = sorted(kernels, key=lambda name: (name != VARYING, scores[name]))
-    for name in order:
+    for name in _worth_trying(order):
         restored, method = _restore(scene, kernels[name], progress)
         plausible = finish.overshoot(restored) <= _LARGEST_OVERSHOOT
         if plausible or "given" in kernels:
@@ -303,6 +305,12 @@ def _deconvolve(case: Case, scores: Mapping[str, float], progress: Progress | No
             "the restored image does not explain the saturated highlights; --final=saturated may restore them better"
         )
     return name, f"{name} kernel, {method}", restored
+
+
+def _worth_trying(names: Sequence[str]) -> list[str]:
+    """The names without those that follow two others of their kind, which is what stands before the comma."""
+    kinds = [name.partition(",")[0] for name in names]
+    return [name for index, name in enumerate(names) if kinds[:index].count(kinds[index]) < _MOST_OF_A_KIND]
 
 
 def _restore(scene: Scene, kernel: np.ndarray, progress: Progress | None) -> tuple[np.ndarray, str]:
