@@ -140,7 +140,7 @@ def parts(data_dir: pathlib.Path | None = None, *, toy: bool = False) -> list[Pa
             "speed",
             torch_items(15, 70),
             "torch",
-            toys=("selfdeblur", "selfdeblur_compiled", "mc", "mc_compiled", "weak_dmphn"),
+            toys=("selfdeblur", "selfdeblur_compiled", "mc"),
         ),
         Part(
             "fits",
@@ -148,7 +148,7 @@ def parts(data_dir: pathlib.Path | None = None, *, toy: bool = False) -> list[Pa
             "fits",
             tuple(fits),
             most_seconds=400,
-            toys=tuple(f"{preset}_{sizes[0]}px" for preset in FITTED),
+            toys=tuple(f"{preset}_{sizes[0]}px" for preset in ("selfdeblur", "mc")),
         ),
         Part(
             "restarts",
@@ -162,7 +162,7 @@ def parts(data_dir: pathlib.Path | None = None, *, toy: bool = False) -> list[Pa
             "Without a deep prior, or with a small one",
             "classical",
             items(30, *classical),
-            toys=tuple(f"{preset}_{images[0]}" for preset in CLASSICAL),
+            toys=(f"deep_{images[0]}",),
         ),
         Part(
             "classical_cpu",
@@ -170,14 +170,14 @@ def parts(data_dir: pathlib.Path | None = None, *, toy: bool = False) -> list[Pa
             "classical",
             items(40, *classical),
             "cpu",
-            toys=(f"{CLASSICAL[0]}_{images[0]}",),
+            toys=(f"deep_{images[0]}",),
         ),
         Part(
             "precision",
             "What precision costs in dB",
             "fits",
             items(60, *(f"selfdeblur_{name}" for name in PRECISIONS)),
-            toys=("selfdeblur_default", "selfdeblur_bfloat16"),
+            toys=("selfdeblur_bfloat16",),
         ),
         Part("steps_large", "Steps at 1024×768", "speed", items(60, *DEEP_PRIORS), toys=("selfdeblur",)),
         Part(
