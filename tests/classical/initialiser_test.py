@@ -155,7 +155,7 @@ def test_an_unknown_size_grows_until_the_kernel_fits(monkeypatch):
         return initialiser.KernelEstimate({"classical": cut / cut.sum()}, {}, (), whole)
 
     monkeypatch.setattr(initialiser, "_estimate", estimate)
-    monkeypatch.setattr(initialiser, "_SMALLEST_FIRST_SIZE", 11)
+    monkeypatch.setattr(initialiser, "first_kernel_size", lambda _: 11)
     found = initialiser.estimate_kernel(np.zeros((96, 160), np.float32), QUICK)
     assert sizes == sorted(set(sizes))
     assert sizes[0] < 25 < sizes[-1]
@@ -219,7 +219,7 @@ def test_no_program_is_compiled_that_would_do_nothing(monkeypatch):
     size_only = dataclasses.replace(
         QUICK, support_shares=(1.0,), guess_iterations=0, finalist_iterations=0, refine_iterations=0, fine_iterations=0
     )
-    monkeypatch.setattr(initialiser, "_SMALLEST_FIRST_SIZE", 11)
+    monkeypatch.setattr(initialiser, "first_kernel_size", lambda _: 11)
     monkeypatch.setattr(variational, "refine_kernel", None)
     found = initialiser.estimate_kernel(scene().blurry, size_only, noise_std=NOISE_STD)
     assert found.kernel.sum() == pytest.approx(1.0, abs=1e-5)
