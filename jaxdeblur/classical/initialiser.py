@@ -18,9 +18,9 @@ from jaxdeblur.classical.judge import score
 from jaxdeblur.config import InitialiserConfig
 from jaxdeblur.operators.kernels import centre_kernel, crop_kernel, pad_kernel, resize_kernel
 
-# Supports for images of these sides, and linear between. In a large image rather too large than too small: a guess that has no
-# room for the kernel is another kernel, which touches no border. In a small one needless room costs up to 2 dB.
-_SIDES, _FIRST_SIZES = (280, 500), (33, 85)
+# Rather too large than too small: a guess that has no room for the kernel is another kernel, which touches no border.
+_FIRST_SIZE_SHARE = 1 / 6
+_SMALLEST_FIRST_SIZE, _LARGEST_FIRST_SIZE = 43, 85
 _LARGEST_SIZE_SHARE = 1 / 3
 _GROWTH = 1.45
 # More than this share of the mass within so many pixels of the border: the kernel may go on beyond it.
@@ -83,7 +83,8 @@ def informative_crop(blurry: np.ndarray, side: int) -> tuple[slice, slice]:
 
 def first_kernel_size(shape: tuple[int, int]) -> int:
     """The odd support tried first when the kernel's size is not known, for an image of ``shape``."""
-    return min(_odd(round(np.interp(min(shape), _SIDES, _FIRST_SIZES))), _largest_size(shape))
+    side = round(min(shape) * _FIRST_SIZE_SHARE)
+    return min(_odd(min(max(side, _SMALLEST_FIRST_SIZE), _LARGEST_FIRST_SIZE)), _largest_size(shape))
 
 
 def estimate_kernel(
