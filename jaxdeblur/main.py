@@ -35,6 +35,7 @@ from jaxdeblur.jobs.saved_run import LARGEST_SEED, SavedRun, read_saved_run, ver
 from jaxdeblur.version import __version__
 
 USAGE = "usage: jaxdeblur photo.jpg [more images] [flags]"
+_RAISED_AGAIN_AFTER = 0.05  # seconds
 
 
 def run() -> None:
@@ -54,20 +55,20 @@ def main(argv: Sequence[str], *, relaunch: bool = False) -> int:
     """
     _set_up_logging()
     values = define_flags()
-    try:
-        with _sigterm_interrupts():
+    with _sigterm_interrupts():
+        try:
             return _main(values, argv, relaunch)
-    except (InputError, flags.Error) as error:
-        _complain(str(error))
-        return 1
-    except KeyboardInterrupt as stop:
-        _complain("interrupted; results of finished images are whole, no others were written")
-        return 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
-    except Exception as error:
-        if values["debug"].value:
-            raise
-        _complain(f"failed, {describe(error)} (--debug shows where)")
-        return 1
+        except (InputError, flags.Error) as error:
+            _complain(str(error))
+            return 1
+        except KeyboardInterrupt as stop:
+            _complain("interrupted; results of finished images are whole, no others were written")
+            return 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
+        except Exception as error:
+            if values["debug"].value:
+                raise
+            _complain(f"failed, {describe(error)} (--debug shows where)")
+            return 1
 
 
 def define_flags() -> flags.FlagValues:
@@ -399,11 +400,21 @@ def _sigterm_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one shall not disturb the removal
         raise _Terminated
 
+    def on_unraisable(failure: Any) -> None:
+        if isinstance(failure.exc_value, _Terminated):  # it fell into a finaliser, from which nothing can be raised
+            signal.signal(signal.SIGTERM, stop)
+            threading.Timer(_RAISED_AGAIN_AFTER, signal.pthread_kill, [threading.get_ident(), signal.SIGTERM]).start()
+        elif signal.getsignal(signal.SIGTERM) is stop:
+            hook_before(failure)
+        # Else an object whose making was interrupted cannot be finalised: its trace would tell the user nothing.
+
+    hook_before, sys.unraisablehook = sys.unraisablehook, on_unraisable
     before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
+        sys.unraisablehook = hook_before
 
 
 def _say(message: str) -> None:

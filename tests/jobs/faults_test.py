@@ -180,6 +180,38 @@ class TestSignals:
         assert results_in(workplace / "out") == ({"a": RESULTS}, [])
         assert signal.getsignal(signal.SIGTERM) == before
 
+    def test_it_is_not_lost_in_a_finaliser(self, workplace, stub, cli):
+        class Finalised:
+            def __del__(self):
+                signal.raise_signal(signal.SIGTERM)
+
+        def wait():
+            Finalised()
+            time.sleep(30)
+
+        stub[2] = wait
+        status, _, errors = cli("--image=*.png", "--output_dir=out")
+        assert status == 143
+        assert len(errors) == 1
+        assert "interrupted" in errors[0]
+        assert results_in(workplace / "out") == ({"a": RESULTS}, [])
+
+    def test_what_it_left_half_made_is_finalised_in_silence(self, workplace, stub, cli, monkeypatch):
+        class HalfMade:
+            def __init__(self):
+                signal.raise_signal(signal.SIGTERM)
+                self.file = None
+
+            def __del__(self):
+                self.file.close()
+
+        stub[2] = HalfMade
+        heard = []
+        monkeypatch.setattr(sys, "unraisablehook", heard.append)
+        assert cli("--image=*.png", "--output_dir=out")[0] == 143
+        assert not heard
+        assert sys.unraisablehook == heard.append
+
     def test_while_results_are_written(self, workplace, stub, cli, monkeypatch):
         monkeypatch.setattr(images, "write_report", lambda *_: signal.raise_signal(signal.SIGTERM))
         assert cli("--image=a.png")[0] == 143
