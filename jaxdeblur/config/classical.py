@@ -77,7 +77,13 @@ class InitialiserConfig:
         require(len(self.gradient_weights) > 0, "initialiser: give at least one gradient weight")
         weights = (*self.gradient_weights, *self.patient_weights)
         require(min(weights) > 0, "initialiser: gradient weights must be positive")
+        require(
+            len(self.support_shares) > 0 and min(self.support_shares) > 0 and max(self.support_shares) <= 1,
+            "initialiser: support_shares must lie in (0, 1]",
+        )
         require(min(self.kernel_ridge, self.patient_ridge) >= 0, "initialiser: ridges must not be negative")
+        require(min(self.thinness, self.judging_thinness) >= 0, "initialiser: thinness must not be negative")
+        require(self.num_finalists >= 1, "initialiser: num_finalists must be 1 or more")
         require(
             min(self.level_iterations, self.patient_iterations) >= 1,
             "initialiser: level_iterations and patient_iterations must be 1 or more",
