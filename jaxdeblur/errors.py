@@ -1,4 +1,4 @@
-"""The one error that a user of the command line is meant to read."""
+"""The one error that a user of the command line is meant to read, and the interrupt that no work may outlive."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ class InputError(ValueError):
 
     def __init__(self, *lines: str) -> None:
         super().__init__("\n".join(map(printable, lines)))
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends the program as Ctrl-C does, also where Ctrl-C would end a part of the work only."""
 
 
 def printable(text: str) -> str:

@@ -22,7 +22,7 @@ from typing import Any, get_args
 from absl import flags
 
 from jaxdeblur.config import BLURS, FINALS, Config
-from jaxdeblur.errors import InputError, describe
+from jaxdeblur.errors import InputError, Terminated, describe
 from jaxdeblur.imaging.kernel_files import read_kernel
 from jaxdeblur.imaging.reading import MAX_MEGAPIXELS, read_image
 from jaxdeblur.imaging.selection import Outputs, ReportKinds, assign_outputs, find_images, prepare_folder, remove_if_empty
@@ -63,7 +63,7 @@ def main(argv: Sequence[str], *, relaunch: bool = False) -> int:
             return 1
         except KeyboardInterrupt as stop:
             _complain("interrupted; results of finished images are whole, no others were written")
-            return 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
+            return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
         except Exception as error:
             if values["debug"].value:
                 raise
@@ -136,6 +136,14 @@ def define_flags() -> flags.FlagValues:
     )
     flags.DEFINE_float(
         "amount", None, "Share of the restored image in the result, 0 to 1; the rest is the input.", flag_values=values
+    )
+    flags.DEFINE_float(
+        "minutes",
+        None,
+        "Time for an image: what the usual estimate leaves of it goes into further attempts at the kernel, until two agree. "
+        "Ctrl-C takes the best so far.",
+        lower_bound=0.0,
+        flag_values=values,
     )
     string("reference", None, "The sharp image: aligned PSNR and SSIM are printed and recorded.")
     flags.DEFINE_float(
@@ -277,6 +285,12 @@ def _settings(values: flags.FlagValues, saved: SavedRun | None) -> Settings:
     config = _config(values, saved)
     if config.needs_kernel and kernel is None:
         raise InputError(f"preset {config.name} restores the image for a known kernel only; give --kernel=FILE")
+    if values.minutes is not None and not config.can_search:
+        raise InputError(
+            f"preset {config.name} makes no further attempts at a kernel; leave --minutes out, or take --preset=fast"
+        )
+    if values.minutes is not None and kernel is not None:
+        raise InputError("--minutes is for the search of a kernel, and the kernel is given; leave one of them out")
     checkpoint_dir = pathlib.Path(values.checkpoint_dir).expanduser() if values.checkpoint_dir else None
     if checkpoint_dir is not None:
         if values.ray:
@@ -296,6 +310,7 @@ def _settings(values: flags.FlagValues, saved: SavedRun | None) -> Settings:
         checkpoint_dir=checkpoint_dir,
         max_megapixels=limit,
         region=region,
+        time_budget=None if values.minutes is None else 60.0 * values.minutes,
         reports=values.report,
     )
 
@@ -385,10 +400,6 @@ def _set_up_logging() -> None:
         logger.setLevel(logging.INFO)
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, which shall end the program as Ctrl-C does."""
-
-
 @contextlib.contextmanager
 def _sigterm_interrupts() -> Iterator[None]:
     """Has SIGTERM raise an interrupt as Ctrl-C does, so that what is half done is removed on the way out."""
@@ -398,10 +409,10 @@ def _sigterm_interrupts() -> Iterator[None]:
 
     def stop(*_: Any) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one shall not disturb the removal
-        raise _Terminated
+        raise Terminated
 
     def on_unraisable(failure: Any) -> None:
-        if isinstance(failure.exc_value, _Terminated):  # it fell into a finaliser, from which nothing can be raised
+        if isinstance(failure.exc_value, Terminated):  # it fell into a finaliser, from which nothing can be raised
             signal.signal(signal.SIGTERM, stop)
             threading.Timer(_RAISED_AGAIN_AFTER, signal.pthread_kill, [threading.get_ident(), signal.SIGTERM]).start()
         elif signal.getsignal(signal.SIGTERM) is stop:

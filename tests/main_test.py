@@ -62,7 +62,7 @@ def quick(monkeypatch):
     """Stands in for the pipeline where files and flags are what is tested; returns the arguments of its calls."""
     calls = []
 
-    def deblur_batch(photos, config, *, progress=None, checkpoint=None):
+    def deblur_batch(photos, config, *, progress=None, checkpoint=None, time_budget=None):
         calls.append({"photos": photos, "config": config, "checkpoint": checkpoint})
         if progress is not None:
             progress("fit", 0, 2, {"loss": 1.0})

@@ -92,6 +92,7 @@ def estimate_kernel(
     config: InitialiserConfig,
     *,
     kernel_size: int | None = None,
+    first_size: int | None = None,
     noise_std: float = 0.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> KernelEstimate:
@@ -100,15 +101,16 @@ def estimate_kernel(
     Args:
       blurry: ``[H, W]`` in [0, 1].
       config: see :class:`~jaxdeblur.config.InitialiserConfig`.
-      kernel_size: odd side of the support, or None: it then starts from :func:`first_kernel_size`, grows for as long as mass
-        touches its border, and is drawn in to what the kernel needs.
+      kernel_size: odd side of the support, or None: it then starts from ``first_size``, grows for as long as mass touches its
+        border, and is drawn in to what the kernel needs.
+      first_size: odd, reduced to a third of the image; None for :func:`first_kernel_size`.
       noise_std: of the image, in [0, 1] units.
       progress: called with (pyramid levels done, levels in all).
 
     Returns:
       The estimate; the kernel's side is ``kernel_size`` if it was given.
     """
-    size = kernel_size or first_kernel_size(blurry.shape)
+    size = kernel_size or min(first_size or first_kernel_size(blurry.shape), _largest_size(blurry.shape))
     while True:
         estimate = _estimate(blurry, config, size, noise_std, progress)
         touching = estimate.touches_border and _border_mass(estimate.kernel) > _BORDER_MASS

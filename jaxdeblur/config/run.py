@@ -43,6 +43,7 @@ class Config:
       blur: ``uniform``: one kernel for the whole image. ``varying``: that of a camera that turns while it shakes, another one
         at each place. ``auto``: the latter where it explains the image better.
       shake: settings of the varying one.
+      more_attempts: at the kernel after the first, see :mod:`jaxdeblur.pipeline.search`; the best of all kernels is taken.
     """
 
     name: str = "custom"
@@ -57,6 +58,7 @@ class Config:
     smallest_noise_std: float = 0.0
     blur: Blur = "uniform"
     shake: ShakeConfig = ShakeConfig()
+    more_attempts: int = 0
 
     def __post_init__(self) -> None:
         if self.kernel_size is not None:
@@ -76,6 +78,11 @@ class Config:
         require(
             self.initialiser is not None or self.fit is not None or self.final == "teacher",
             f"{self.name}: nothing estimates the kernel; give an initialiser, a fit, or both",
+        )
+        require(self.more_attempts >= 0, f"more_attempts must not be negative, got {self.more_attempts}")
+        require(
+            self.more_attempts == 0 or self.can_search,
+            f"{self.name}: further attempts at the kernel are for presets that estimate it classically alone; choose fast",
         )
         require(
             self.fit is not None or self.final != "generator",
@@ -112,6 +119,11 @@ class Config:
             return False
         return self.initialiser is None and (self.fit is None or self.fit.kernel_generator is None)
 
+    @property
+    def can_search(self) -> bool:
+        """Whether further attempts at the kernel can be made."""
+        return self.initialiser is not None and self.fit is None and self.final != "teacher"
+
     def last_step_only(self) -> Config:
         """The same run as far as a kernel at hand leaves something to do: no fit, no network, a non-blind final image."""
         final: Final = "auto" if self.final in ("generator", "teacher") else self.final
@@ -122,6 +134,7 @@ class Config:
             "num_posterior_samples": 0,
             "teacher": None,
             "kernel_size": None,
+            "more_attempts": 0,
         }
         return dataclasses.replace(self, final=final, initialiser=initialiser, **plain)
 

@@ -57,6 +57,7 @@ class Settings:
       max_megapixels: the largest image that is read, in millions of pixels, above 0.
       region: ``(x, y, width, height)`` of the part from which kernels are estimated, or None for the whole image.
       reports: which of the two reports are written, ``html`` and ``json``.
+      time_budget: seconds for an image, see :func:`jaxdeblur.deblur`; None for no search.
       shown_name: what reports call the image, if that is not its file's name; they then take it to lie beside them.
     """
 
@@ -70,6 +71,7 @@ class Settings:
     max_megapixels: float = MAX_MEGAPIXELS
     region: Region | None = None
     reports: ReportKinds = "both"
+    time_budget: float | None = None
     shown_name: str | None = None
 
 
@@ -118,6 +120,7 @@ class Task:
     checkpoint: pathlib.Path | None = None
     shows_progress: bool = False
     region: Region | None = None
+    time_budget: float | None = None
 
 
 def run_tasks(tasks: Sequence[Task]) -> list[tuple[Result, float]]:
@@ -135,7 +138,9 @@ def run_tasks(tasks: Sequence[Task]) -> list[tuple[Result, float]]:
     photos = [Photo(task.pixels, jax.random.key(task.seed), task.kernel, region=task.region) for task in tasks]
     label = first.name if len(tasks) == 1 else f"{first.name} and {len(tasks) - 1} more"
     with show_progress(label) if first.shows_progress else contextlib.nullcontext() as progress:
-        results = deblur_batch(photos, first.config, progress=progress, checkpoint=first.checkpoint)
+        results = deblur_batch(
+            photos, first.config, progress=progress, checkpoint=first.checkpoint, time_budget=first.time_budget
+        )
     seconds = (time.perf_counter() - began) / len(tasks)
     # Who asked has the input already; it need not come back from another process.
     return [(dataclasses.replace(result, blurry=None), seconds) for result in results]
@@ -267,6 +272,7 @@ def _task(path: pathlib.Path, image: StoredImage, settings: Settings, *, shows_p
         checkpoint=_checkpoint(path, settings),
         shows_progress=shows_progress,
         region=settings.region,
+        time_budget=settings.time_budget,
     )
 
 
@@ -453,7 +459,8 @@ def _report(
             "cpus": os.cpu_count(),
         },
         "seed": settings.seed,
-        "config": _config_for(image, settings),
+        # However long the search went on: to repeat the run is to make as many attempts.
+        "config": dataclasses.replace(_config_for(image, settings), more_attempts=result.more_attempts),
         "known_kernel": settings.kernel is not None,
         "region": settings.region,
         "kernel_size": result.kernel_size,

@@ -82,6 +82,8 @@ class Case:
       fitted: what its fit found.
       warnings: so far.
       shake: what was found of a camera that turns, if that was asked.
+      more_attempts: at the kernel that were made after the first.
+      restored: the image and the method that made it, by the name of the kernel, if it was needed before the last step.
     """
 
     photo: Photo
@@ -95,6 +97,8 @@ class Case:
     scores: dict[str, float] = dataclasses.field(default_factory=dict)
     warnings: list[str] = dataclasses.field(default_factory=list)
     shake: ShakeEstimate | None = None
+    more_attempts: int = 0
+    restored: dict[str, tuple[np.ndarray, str]] = dataclasses.field(default_factory=dict)
 
     @property
     def window(self) -> tuple[slice, slice]:

@@ -70,6 +70,7 @@ class Result:
       posterior_std: their standard deviation at each pixel, ``[H, W]``.
       stop: where the deep prior's fit ended early, and why; None if it did not.
       shake: what was found of a camera that turns; None if that was not asked.
+      more_attempts: at the kernel that were made after the first.
       blurry: the input, shaped as ``restored``; None where it was not worth carrying along.
     """
 
@@ -86,6 +87,7 @@ class Result:
     posterior_std: np.ndarray | None = None
     stop: Stop | None = None
     shake: Shake | None = None
+    more_attempts: int = 0
     blurry: np.ndarray | None = None
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""The pipeline on one page: observe → initialise → optimise → finish."""
+"""The pipeline on one page: observe → initialise (and search) → optimise → finish."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdeblur.classical import finish
-from jaxdeblur.classical.initialiser import estimate_kernel, informative_crop
+from jaxdeblur.classical.initialiser import KernelEstimate, estimate_kernel, first_kernel_size, informative_crop
 from jaxdeblur.classical.judge import judge
 from jaxdeblur.classical.noise import noise_std as estimate_noise_std
 from jaxdeblur.classical.saturated import highlights_are_unexplained
@@ -25,17 +25,18 @@ from jaxdeblur.networks.teachers.teacher import Teacher
 from jaxdeblur.networks.teachers.teacher import restoration as teacher_restoration
 from jaxdeblur.networks.teachers.weights import load_teacher
 from jaxdeblur.operators.filter_flow import kernels_of_part
-from jaxdeblur.operators.kernels import centre_kernel
+from jaxdeblur.operators.kernels import centre_kernel, pad_kernel
 from jaxdeblur.optimise.loop import Problem, Progress, Snapshot, fit_batch
 from jaxdeblur.optimise.restarts import restart_warnings
 from jaxdeblur.pipeline.case import VARYING, Case, Clock, Photo, Scene, in_groups
 from jaxdeblur.pipeline.result import Candidate, Result, Shake, with_account
+from jaxdeblur.pipeline.search import Attempt, search
 from jaxdeblur.presets import PRESETS
 
 # A share of values far outside [0, 1] that no sound restoration should have; not calibrated yet.
 _LARGEST_OVERSHOOT = 0.05
 # Kernels that were varied from one another give images that are alike: no more of one kind are tried.
-_MOST_OF_A_KIND = 2
+_MOST_OF_A_KIND, _MOST_TRIED = 2, 4
 # Enough to find the support's size for a deep prior that starts from scratch.
 _SIZE_ONLY = InitialiserConfig(
     support_shares=(1.0,),
@@ -58,6 +59,7 @@ def deblur(
     progress: Progress | None = None,
     snapshot: Snapshot | None = None,
     checkpoint: pathlib.Path | None = None,
+    time_budget: float | None = None,
 ) -> Result:
     """Restores one blurry image.
 
@@ -71,14 +73,19 @@ def deblur(
       progress: called now and then with (phase, steps done, steps in all, metrics). An exception that it raises ends the run.
       snapshot: called now and then during a deep prior's fit with (steps done, image, kernel) of its first restart.
       checkpoint: file that keeps the state of a deep prior's fit; if there is one of this very run, it goes on from there.
+      time_budget: seconds for the whole of it. What the first estimate and the last step leave of them goes into further
+        attempts at the kernel (:mod:`jaxdeblur.pipeline.search`), until two agree; Ctrl-C then ends the search alone. None for
+        ``config.more_attempts`` attempts, however long they take. ``Result.more_attempts`` tells how many there were.
 
     Returns:
       The restored image, the kernel, and how they came about.
 
     Raises:
-      InputError: the image, the kernel or the region cannot be used, or there is no kernel where ``config`` needs one.
+      InputError: the image, the kernel, the region or the time budget cannot be used, or there is no kernel where ``config``
+        needs one.
     """
-    (result,) = deblur_batch([Photo(image, key, kernel, snapshot, region)], config, progress=progress, checkpoint=checkpoint)
+    photo = Photo(image, key, kernel, snapshot, region)
+    (result,) = deblur_batch([photo], config, progress=progress, checkpoint=checkpoint, time_budget=time_budget)
     return result
 
 
@@ -88,6 +95,7 @@ def deblur_batch(
     *,
     progress: Progress | None = None,
     checkpoint: pathlib.Path | None = None,
+    time_budget: float | None = None,
 ) -> list[Result]:
     """Restores several images; the deep priors of those alike in shape and kernel size are fitted in one compiled program.
 
@@ -100,13 +108,17 @@ def deblur_batch(
       config: what to do with each.
       progress: as for :func:`deblur`; it tells of one image, or one fit of several, after the other.
       checkpoint: as for :func:`deblur`; with a number added to its name for each further shape.
+      time_budget: as for :func:`deblur`, for each image.
 
     Returns:
       One result per image. The seconds of a fit that several shared are shared out evenly.
 
     Raises:
-      InputError: one of the images or kernels cannot be used, or there is no kernel where ``config`` needs one.
+      InputError: one of the images or kernels or the time budget cannot be used, or there is no kernel where ``config`` needs
+        one.
     """
+    if time_budget is not None and not config.can_search:
+        raise InputError(f"preset {config.name!r} makes no further attempts at a kernel: leave out the time, or take fast")
     if config.needs_kernel and any(photo.kernel is None for photo in photos):
         raise InputError(f"preset {config.name!r} restores the image for a known kernel only; give the kernel")
     # Before anything that takes time: weights are what is most often not in its place.
@@ -116,6 +128,11 @@ def deblur_batch(
     cases = [_observe(photo, config) for photo in photos]
     for case in cases:
         _initialise(case, teacher, progress)
+        if case.kernels and "given" not in case.kernels:
+            if time_budget is not None or config.more_attempts:
+                _search(case, time_budget, progress)
+            if config.blur != "uniform":
+                _see_shake(case, progress)
     if config.fit is not None:
         for number, group in enumerate(in_groups(cases)):
             numbered = checkpoint.with_name(f"{checkpoint.name}.{number}") if checkpoint and number else checkpoint
@@ -153,21 +170,13 @@ def _initialise(case: Case, teacher: Teacher | None, progress: Progress | None) 
     needs_size = config.kernel_size is None and config.fit is not None
     if not case.kernels and (config.initialiser is not None or needs_size):
         with case.clock("initialise"):
-            estimate = estimate_kernel(
-                scene.grey[_informative(scene.grey, scene.part, scene.initialiser.image_side)],
-                scene.initialiser,
-                kernel_size=config.kernel_size,
-                noise_std=scene.noise_std,
-                progress=_phase("kernel", progress),
-            )
+            estimate = _estimate(scene, config.kernel_size, None, progress)
         case.kernel_size = size = estimate.kernel.shape[0]
         if estimate.touches_border:
             case.warnings.append(f"the kernel reaches the border of its {size}-pixel support; a larger --kernel_size may help")
         if config.initialiser is not None:
             case.kernels |= estimate.kernels
             case.scores |= estimate.scores
-            if config.blur != "uniform":
-                _see_shake(case, progress)
 
     if config.teacher is not None and teacher is not None:
         with case.clock("teacher"):
@@ -175,6 +184,66 @@ def _initialise(case: Case, teacher: Teacher | None, progress: Progress | None) 
                 case.teacher_kernel = next(iter(case.kernels.values()))
             if case.teacher_kernel is not None or not teacher.needs_kernel:
                 case.surrogate = teacher_restoration(teacher, scene.blurry, case.teacher_kernel)
+
+
+def _estimate(scene: Scene, kernel_size: int | None, first_size: int | None, progress: Progress | None) -> KernelEstimate:
+    return estimate_kernel(
+        scene.grey[_informative(scene.grey, scene.part, scene.initialiser.image_side)],
+        scene.initialiser,
+        kernel_size=kernel_size,
+        first_size=first_size,
+        noise_std=scene.noise_std,
+        progress=_phase("kernel", progress),
+    )
+
+
+def _search(case: Case, time_budget: float | None, progress: Progress | None) -> None:
+    """Makes further attempts at the kernel: as many as ``config`` says, or as many as fit into the time that is left."""
+    began, until = time.monotonic(), math.inf
+    with case.clock("search"):
+        if time_budget is not None:
+            left = time_budget - sum(case.clock.seconds.values())
+            _is_plausible(case, progress)
+            last_step = time.monotonic() - began
+            until = began + left - last_step
+        found = search(
+            case,
+            _attempt,
+            content=lambda: _is_plausible(case, progress),
+            most=case.scene.config.more_attempts if time_budget is None else None,
+            until=until,
+            progress=progress,
+        )
+    case.more_attempts = found.attempts
+    if found.cut:
+        case.warnings.append("the search for a better kernel was ended; this is the best so far")
+
+
+def _attempt(case: Case, attempt: Attempt, progress: Progress) -> dict[str, np.ndarray]:
+    """The kernels that one attempt of a search comes to, the best first."""
+    scene, size = case.scene, case.scene.config.kernel_size
+    if attempt.fit is not None:
+        before = next(iter(case.kernels.values()))
+        case.kernel_size = before.shape[0]
+        _optimise([case], attempt.fit, None, progress, None)
+        return {"deep prior": case.kernels.pop("deep prior")}
+    usual = size or first_kernel_size(scene.grey[scene.part].shape)
+    support = 2 * round(attempt.support_share * usual / 2) + 1
+    if size is None:
+        return _estimate(scene, None, support, progress).kernels
+    if support >= size:
+        return {}  # no larger one was allowed, and that one was tried
+    kernels = _estimate(scene, support, None, progress).kernels
+    return {name: np.asarray(pad_kernel(jnp.asarray(kernel), (size, size))) for name, kernel in kernels.items()}
+
+
+def _is_plausible(case: Case, progress: Progress | None) -> bool:
+    """Whether the best kernel gives a plausible image, which is kept for the last step."""
+    name, kernel = next(iter(case.kernels.items()))
+    if name not in case.restored:
+        case.restored = {name: _restore(case.scene, kernel, progress)}
+    restored, _ = case.restored[name]
+    return finish.overshoot(restored) <= _LARGEST_OVERSHOOT
 
 
 def _see_shake(case: Case, progress: Progress | None) -> None:
@@ -268,6 +337,7 @@ def _finish(case: Case, progress: Progress | None) -> Result:
         noise_std=scene.noise_std,
         kernel_size=kernels[name].shape[-2],
         warnings=tuple(case.warnings),
+        more_attempts=case.more_attempts,
         shake=None if case.shake is None else Shake(case.shake.gain, case.shake.roll_std, name == VARYING),
         blurry=scene.blurry,
     )
@@ -283,7 +353,7 @@ def _deconvolve(case: Case, scores: Mapping[str, float], progress: Progress | No
     scene, kernels = case.scene, case.kernels
     order = sorted(kernels, key=lambda name: (name != VARYING, scores[name]))
     for name in _worth_trying(order):
-        restored, method = _restore(scene, kernels[name], progress)
+        restored, method = case.restored.get(name) or _restore(scene, kernels[name], progress)
         plausible = finish.overshoot(restored) <= _LARGEST_OVERSHOOT
         if plausible or "given" in kernels:
             break
@@ -308,9 +378,10 @@ def _deconvolve(case: Case, scores: Mapping[str, float], progress: Progress | No
 
 
 def _worth_trying(names: Sequence[str]) -> list[str]:
-    """The names without those that follow two others of their kind, which is what stands before the comma."""
+    """The first few names without those that follow two others of their kind, which is what stands before the comma."""
     kinds = [name.partition(",")[0] for name in names]
-    return [name for index, name in enumerate(names) if kinds[:index].count(kinds[index]) < _MOST_OF_A_KIND]
+    kept = [name for index, name in enumerate(names) if kinds[:index].count(kinds[index]) < _MOST_OF_A_KIND]
+    return kept[:_MOST_TRIED]
 
 
 def _restore(scene: Scene, kernel: np.ndarray, progress: Progress | None) -> tuple[np.ndarray, str]:
