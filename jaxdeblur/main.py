@@ -142,7 +142,6 @@ def define_flags() -> flags.FlagValues:
         None,
         "Time for an image: what the usual estimate leaves of it goes into further attempts at the kernel, until two agree. "
         "Ctrl-C takes the best so far.",
-        lower_bound=0.0,
         flag_values=values,
     )
     string("reference", None, "The sharp image: aligned PSNR and SSIM are printed and recorded.")
@@ -285,6 +284,8 @@ def _settings(values: flags.FlagValues, saved: SavedRun | None) -> Settings:
     config = _config(values, saved)
     if config.needs_kernel and kernel is None:
         raise InputError(f"preset {config.name} restores the image for a known kernel only; give --kernel=FILE")
+    if values.minutes is not None and not values.minutes >= 0:
+        raise InputError(f"--minutes={values.minutes} is no time; give a number of minutes, 0 or more")
     if values.minutes is not None and not config.can_search:
         raise InputError(
             f"preset {config.name} makes no further attempts at a kernel; leave --minutes out, or take --preset=fast"

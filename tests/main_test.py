@@ -63,14 +63,15 @@ def quick(monkeypatch):
     calls = []
 
     def deblur_batch(photos, config, *, progress=None, checkpoint=None, time_budget=None):
-        calls.append({"photos": photos, "config": config, "checkpoint": checkpoint})
+        calls.append({"photos": photos, "config": config, "checkpoint": checkpoint, "time_budget": time_budget})
         if progress is not None:
             progress("fit", 0, 2, {"loss": 1.0})
             progress("fit", 2, 2, {"loss": 0.5})
         if checkpoint is not None:
             checkpoint.parent.mkdir(exist_ok=True)
             checkpoint.touch()
-        return [found(photo.image, photo.kernel, config) for photo in photos]
+        attempts = config.more_attempts if time_budget is None else 2
+        return [dataclasses.replace(found(photo.image, photo.kernel, config), more_attempts=attempts) for photo in photos]
 
     def found(image, kernel, config):
         size = config.kernel_size or 5
@@ -693,6 +694,30 @@ def test_kernels_that_vary_from_the_command_line(workplace, cli, monkeypatch):
     assert (status, errors) == (0, [])
     np.testing.assert_allclose(np.load(workplace / "two/blurry_kernel.npy"), kernels, atol=1e-6)
     assert (workplace / "two/blurry_deblurred.png").read_bytes() == (workplace / "one/blurry_deblurred.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("reason", "arguments"),
+    {
+        "no time": ["--minutes=-1"],
+        "--minutes=nan": ["--minutes=nan"],
+        "preset selfdeblur makes no further attempts": ["--minutes=1", "--preset=selfdeblur"],
+        "the kernel is given": ["--minutes=1", "--kernel=k.npy"],
+    }.items(),
+)
+def test_time_for_a_search_that_cannot_be(workplace, refused, reason, arguments):
+    np.save(workplace / "k.npy", np.ones((3, 3)) / 9)
+    assert reason in refused("--image=photo.png", *arguments)
+
+
+def test_time_for_a_search_and_its_repetition(workplace, quick, cli):
+    assert cli("--image=photo.png", "--minutes=1.5", "--output_dir=one")[0] == 0
+    assert quick[-1]["time_budget"] == 90.0
+    report = json.loads((workplace / "one/photo_report.json").read_text())
+    assert report["config"]["more_attempts"] == 2
+    assert cli("--config=one/photo_report.json", "--output_dir=two")[0] == 0
+    assert quick[-1]["time_budget"] is None
+    assert quick[-1]["config"].more_attempts == 2
 
 
 def test_a_blur_that_goes_with_no_preset_is_refused(refused):

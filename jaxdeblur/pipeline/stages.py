@@ -117,6 +117,8 @@ def deblur_batch(
       InputError: one of the images or kernels or the time budget cannot be used, or there is no kernel where ``config`` needs
         one.
     """
+    if time_budget is not None and not time_budget >= 0:
+        raise InputError(f"a time budget of {time_budget} seconds is none; give 0 or more")
     if time_budget is not None and not config.can_search:
         raise InputError(f"preset {config.name!r} makes no further attempts at a kernel: leave out the time, or take fast")
     if config.needs_kernel and any(photo.kernel is None for photo in photos):

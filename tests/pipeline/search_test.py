@@ -208,6 +208,8 @@ class TestDeblur:
     def test_what_does_not_search_is_refused(self):
         with pytest.raises(InputError, match="no further attempts"):
             deblur(scene().blurry, PRESETS["selfdeblur_small"], key=KEY, time_budget=60.0)
+        with pytest.raises(InputError, match="time budget"):
+            deblur(scene().blurry, CLASSICAL, key=KEY, time_budget=math.nan)
         with pytest.raises(InputError, match="further attempts"):
             dataclasses.replace(PRESETS["selfdeblur_small"], more_attempts=1)
         with pytest.raises(InputError, match="negative"):
