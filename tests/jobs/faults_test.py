@@ -31,7 +31,7 @@ def save(path, side=48, seed=0):
 
 
 def result_like(pixels):
-    fields = {field.name: None for field in dataclasses.fields(pipeline.Result)}
+    fields = {field.name: None for field in dataclasses.fields(pipeline.Result) if field.default is dataclasses.MISSING}
     known = {"restored": pixels, "kernel": np.ones((31, 31), np.float32) / 961, "candidates": (), "history": {}}
     return pipeline.Result(**{**fields, **known, "seconds": {}, "warnings": ()})
 

@@ -10,7 +10,7 @@ import pytest
 
 from jaxdeblur import InputError, deblur
 from jaxdeblur.classical.initialiser import KernelEstimate
-from jaxdeblur.config import Config
+from jaxdeblur.config import Config, FitConfig, KernelLogitsConfig, LossInterval, SkipNetConfig
 from jaxdeblur.errors import Terminated
 from jaxdeblur.pipeline import search as search_module
 from jaxdeblur.pipeline import stages
@@ -218,8 +218,13 @@ class TestDeblur:
 
 @pytest.mark.slow
 def test_a_real_search_with_a_deep_prior(monkeypatch):
-    fit = dataclasses.replace(PRESETS["deep"].fit, num_iterations=10, decay_steps=(), chunk_size=5)
-    fit = dataclasses.replace(fit, loss_intervals=fit.loss_intervals[:1])
+    fit = FitConfig(
+        image_generator=SkipNetConfig(num_scales=1, channels=4, skip_channels=2, latent_channels=2, non_local=False),
+        kernel_generator=KernelLogitsConfig(),
+        num_iterations=4,
+        loss_intervals=(LossInterval(0, (("mse", 1.0),)),),
+        chunk_size=2,
+    )
     monkeypatch.setattr(search_module, "ATTEMPTS", (Attempt(support_share=0.8), Attempt(fit=fit)))
     result = deblur(scene().blurry, dataclasses.replace(CLASSICAL, more_attempts=2), key=KEY)
     assert {"classical", "attempt 2: classical", "attempt 3: deep prior"} == {one.name for one in result.candidates}
