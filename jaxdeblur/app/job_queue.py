@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxdeblur.app.processes import Cancelled, Worker, WorkerFailed
+from jaxdeblur.config import SEARCH_PHASE
 from jaxdeblur.errors import InputError, describe
 
 # More than this is not taken on: nobody would wait for it.
@@ -39,6 +40,7 @@ class Job:
       snapshot: the picture as it forms, a JPEG.
       num_snapshots: so far.
       cancelled: set to end it.
+      enough: set to end a search and take the best so far.
     """
 
     owner: str
@@ -57,6 +59,7 @@ class Job:
     snapshot: bytes | None = None
     num_snapshots: int = 0
     cancelled: threading.Event = dataclasses.field(default_factory=threading.Event)
+    enough: threading.Event = dataclasses.field(default_factory=threading.Event)
 
     @property
     def ended(self) -> bool:
@@ -78,6 +81,7 @@ class Job:
             "share": self.step / self.total if self.total else None,
             "seconds_left": seconds_left,
             "snapshots": self.num_snapshots,
+            "searching": self.phase.startswith(SEARCH_PHASE) and not self.enough.is_set(),
             "error": self.error,
             "result": self.value,
         }
@@ -154,7 +158,7 @@ class JobQueue:
             job.phase, job.step, job.total = phase, step, total
 
         try:
-            value = worker.call("restore", job.arguments, tell=tell, cancelled=job.cancelled)
+            value = worker.call("restore", job.arguments, tell=tell, cancelled=job.cancelled, enough=job.enough)
             job.value = job.finished(value)
             job.state = "done"
             return

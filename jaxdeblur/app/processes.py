@@ -18,6 +18,7 @@ from jaxdeblur.errors import InputError, describe
 _PATIENCE = 0.4
 _POLL = 0.05
 _STOP: tuple[str, dict[str, Any]] = ("stop", {})
+_ENOUGH: tuple[str, dict[str, Any]] = ("enough", {})
 
 
 class Cancelled(Exception):
@@ -62,6 +63,7 @@ class Worker:
         *,
         tell: Callable[[str, Any], None] = lambda kind, value: None,
         cancelled: threading.Event | None = None,
+        enough: threading.Event | None = None,
         seconds: float | None = None,
     ) -> Any:
         """Runs a task and returns its value. Calls from several threads take turns.
@@ -71,6 +73,7 @@ class Worker:
           arguments: of it.
           tell: given what the task tells on its way, as (kind, value).
           cancelled: set by another thread to end the task; it has then ended well within two seconds.
+          enough: set by another thread when what the task has so far will do.
           seconds: after which the task is given up, or None for no limit.
 
         Raises:
@@ -85,7 +88,7 @@ class Worker:
             assert self._connection is not None
             try:
                 self._connection.send((task, arguments))
-                return self._wait(tell, cancelled, seconds)
+                return self._wait(tell, cancelled, enough, seconds)
             except (EOFError, OSError):
                 self._discard()
                 raise WorkerFailed("the computation was ended from outside, most likely for lack of memory") from None
@@ -94,11 +97,18 @@ class Worker:
         """Ends the process, whatever it does."""
         self._discard()
 
-    def _wait(self, tell: Callable[[str, Any], None], cancelled: threading.Event | None, seconds: float | None) -> Any:
+    def _wait(
+        self,
+        tell: Callable[[str, Any], None],
+        cancelled: threading.Event | None,
+        enough: threading.Event | None,
+        seconds: float | None,
+    ) -> Any:
         connection = self._connection
         assert connection is not None
         began = time.monotonic()
         stopping: float | None = None
+        hurried = False
         while True:
             if connection.poll(_POLL):
                 kind, value = connection.recv()
@@ -111,6 +121,9 @@ class Worker:
                 if kind == "cancelled":
                     raise Cancelled
                 tell(kind, value)
+            if not hurried and enough is not None and enough.is_set():
+                hurried = True
+                connection.send(_ENOUGH)
             now = time.monotonic()
             if stopping is None and cancelled is not None and cancelled.is_set():
                 stopping = now
@@ -146,17 +159,23 @@ def _serve(connection: Connection, cache_dir: str | None, patient: bool) -> None
     runtime.set_up_cache(cache_dir)
     from jaxdeblur.app import tasks
 
-    def tell(kind: str, value: Any) -> None:
-        if connection.poll():  # nothing else is sent meanwhile
-            connection.recv()
-            raise _Stopped
+    hurried = False
+
+    def tell(kind: str, value: Any) -> bool:
+        nonlocal hurried
+        while connection.poll():  # nothing else is sent meanwhile
+            if connection.recv() == _STOP:
+                raise _Stopped
+            hurried = True
         connection.send((kind, value))
+        return hurried
 
     with contextlib.suppress(EOFError, OSError):  # the server is gone
         while True:
             task, arguments = connection.recv()
-            if (task, arguments) == _STOP:  # of a task that had ended already
+            if (task, arguments) in (_STOP, _ENOUGH):  # of a task that had ended already
                 continue
+            hurried = False
             try:
                 answer = ("done", tasks.TASKS[task](tell, **arguments))
             except _Stopped:

@@ -127,6 +127,7 @@ def make_app(
         Route("/api/photos/{photo}/runs/{run}/{file}", page.file),
         Route("/api/jobs/{job}", page.job),
         Route("/api/jobs/{job}", page.cancel, methods=["DELETE"]),
+        Route("/api/jobs/{job}/enough", page.enough, methods=["POST"]),
         Route("/api/jobs/{job}/snapshot.jpg", page.snapshot),
     ]
     handlers: dict[Any, Any] = {Refused: _refused, InputError: _input_error, WorkerFailed: _worker_failed}
@@ -454,6 +455,7 @@ class _Page:
             "kernel": self._kernel_path(photo, asked.get("kernel")),
             "erased": _places(asked.get("erased")),
             "last_step_only": asked.get("last_step_only") is True,
+            "minutes": _whole(asked, "minutes", 1, 60),
             "seed": _whole(asked, "seed", 0, 2**31 - 1) or 0,
             "max_megapixels": self._limits.max_megapixels,
         }
@@ -487,6 +489,12 @@ class _Page:
         job = self._job(request)
         self._queue.cancel(job)
         return JSONResponse(job.account(0))
+
+    def enough(self, request: Request) -> Response:
+        """Ends a search; the best so far is the result."""
+        job = self._job(request)
+        job.enough.set()
+        return JSONResponse(job.account(self._queue.place(job)))
 
     def snapshot(self, request: Request) -> Response:
         """The picture of a deep prior as it forms."""

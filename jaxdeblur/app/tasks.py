@@ -21,7 +21,7 @@ from jaxdeblur.app.advice import advice
 from jaxdeblur.classical import finish
 from jaxdeblur.classical.hyper_laplacian import hyper_laplacian, weight_for_noise
 from jaxdeblur.classical.initialiser import first_kernel_size
-from jaxdeblur.config import SMALLEST_SIDE, Config, InitialiserConfig
+from jaxdeblur.config import SEARCH_PHASE, SMALLEST_SIDE, Config, InitialiserConfig
 from jaxdeblur.errors import InputError
 from jaxdeblur.imaging.colour import grey
 from jaxdeblur.imaging.input_checks import Region
@@ -47,7 +47,8 @@ _PREVIEW_ITERATIONS = 5
 _ESTIMATE_SIDE = InitialiserConfig().image_side
 _SNAPSHOT_SIDE = 800
 
-Tell = Callable[[str, Any], None]
+# Given a kind and a value; returns whether the visitor has asked for the best so far.
+Tell = Callable[[str, Any], bool]
 
 
 def inspect(tell: Tell, *, path: str, folder: str, max_megapixels: float) -> dict[str, Any]:
@@ -90,6 +91,7 @@ def restore(
     erased: Sequence[int],
     last_step_only: bool,
     max_megapixels: float,
+    minutes: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Deblurs a photograph as the command line does, and writes its results and what the browser shows of them.
@@ -107,6 +109,7 @@ def restore(
       erased: places in it, counted row by row, that are to be zero.
       last_step_only: the kernel is at hand, and only the final image is made.
       max_megapixels: the largest image that is read.
+      minutes: for further attempts at the kernel too; None for none.
       seed: of all randomness.
     """
     if preset not in PRESETS:
@@ -126,6 +129,7 @@ def restore(
         cache_dir=None,
         max_megapixels=max_megapixels,
         region=region,
+        time_budget=None if minutes is None else 60.0 * minutes,
         shown_name=name,
     )
 
@@ -269,6 +273,14 @@ def _compute(tell: Tell, path: str, task: Task) -> Result:
     if kept is not None:
         return kept
     runtime.clear_compiled_executables()
+
+    def progress(phase: str, step: int, total: int, metrics: Mapping[str, float]) -> None:
+        if tell("progress", (phase, step, total)) and phase.startswith(SEARCH_PHASE):
+            raise KeyboardInterrupt  # as the command line's user ends a search
+
+    def snapshot(step: int, image: np.ndarray, kernel: np.ndarray) -> None:
+        tell("snapshot", jpeg_bytes(np.asarray(image), longest_side=_SNAPSHOT_SIDE))
+
     whole = dataclasses.replace(task.config, nonblind=dataclasses.replace(task.config.nonblind, amount=1.0))
     result = deblur(
         task.pixels,
@@ -276,8 +288,9 @@ def _compute(tell: Tell, path: str, task: Task) -> Result:
         key=jax.random.key(task.seed),
         kernel=task.kernel,
         region=task.region,
-        progress=lambda phase, step, total, metrics: tell("progress", (phase, step, total)),
-        snapshot=lambda step, image, kernel: tell("snapshot", jpeg_bytes(np.asarray(image), longest_side=_SNAPSHOT_SIDE)),
+        progress=progress,
+        snapshot=snapshot,
+        time_budget=task.time_budget,
     )
     _KEPT.clear()
     _KEPT[_key(path, result.kernel, task.config)] = result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -26,6 +26,10 @@ _GROWTH = 1.45
 # More than this share of the mass within so many pixels of the border: the kernel may go on beyond it.
 _BORDER_MASS, _BORDER_WIDTH = 0.01, 2
 _SATURATED = 0.98
+# Cosine of two kernels from which they count as one; the loser of two is refined no further.
+_SAME = 0.95
+# By how much a guess's score may exceed the best one's: others have never caught up.
+_HOPELESS = 0.1
 # What the refined kernel still holds below this share of its peak, and islands below that mass, is noise.
 _FINAL_THRESHOLD, _FINAL_ISLAND = 0.04, 0.05
 # Room left around the kernel when its support is drawn in, as a share of its extent.
@@ -141,6 +145,7 @@ def _estimate(
             progress(done, total)
 
     guesses = _guess(blurry, config, levels[: judged_at + 1], report)
+    guesses = [guesses[index] for index in _distinct(guesses, range(len(guesses)))]
     image = _resize(blurry, levels[judged_at])
     window = informative_crop(np.asarray(image), config.guess_window_side)
     model = _Model.of(image[window], config, noise_std, levels[judged_at].scale)
@@ -149,7 +154,9 @@ def _estimate(
     scores = [judged for _, judged in refined]
     if config.guess_iterations == 0 and len(guesses) > 1:
         scores = model.judge(guesses, config.softness_stds[0])
-    finalists = [refined[index][0] for index in np.argsort(scores)[: config.num_finalists]]
+    hopeful = [index for index in np.argsort(scores) if not scores[index] > min(scores) + _HOPELESS]
+    compared = [kernel for kernel, _ in refined]
+    finalists = [compared[index] for index in _distinct(compared, hopeful)[: config.num_finalists]]
 
     if len(finalists) > 1:
         model = _Model.of(image, config, noise_std, levels[judged_at].scale)
@@ -182,6 +189,17 @@ def _estimate(
     kernels = {name: np.asarray(_clean(_cut(kernel, shares[0]))) for name, (kernel, _) in found.items()}
     judged = {name: value for name, (_, value) in found.items()}
     return KernelEstimate(kernels, judged, tuple(scores), len(shares) == 1)
+
+
+def _distinct(kernels: Sequence[jax.Array], order: Iterable[int]) -> list[int]:
+    """Those in ``order`` whose kernel is not the same as that of one before."""
+    flat = np.stack([np.asarray(kernel).ravel() for kernel in kernels])
+    flat /= np.linalg.norm(flat, axis=1, keepdims=True)
+    kept: list[int] = []
+    for index in order:
+        if not kept or np.max(flat[kept] @ flat[index]) < _SAME:
+            kept.append(int(index))
+    return kept
 
 
 def _vary(model: _Model, best: jax.Array, support: jax.Array) -> dict[str, tuple[jax.Array, float]]:

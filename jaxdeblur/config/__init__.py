@@ -27,7 +27,7 @@ from jaxdeblur.config.networks import (
     TeacherConfig,
     UNetConfig,
 )
-from jaxdeblur.config.run import COMPRESSED_NOISE_STD, FINALS, SMALLEST_SIDE, Config, Final
+from jaxdeblur.config.run import COMPRESSED_NOISE_STD, FINALS, SEARCH_PHASE, SMALLEST_SIDE, Config, Final
 from jaxdeblur.config.shake import BLURS, Blur, ShakeConfig
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "COMPRESSED_NOISE_STD",
     "FINALS",
     "LOSS_TERMS",
+    "SEARCH_PHASE",
     "SMALLEST_SIDE",
     "SMOOTHNESS_RANGE",
     "TEACHER_TERMS",

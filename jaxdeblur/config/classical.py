@@ -56,7 +56,7 @@ class InitialiserConfig:
     patient_ridge: float = 20.0
     patient_iterations: int = 40
     guess_iterations: int = 20
-    num_finalists: int = 3
+    num_finalists: int = 4
     finalist_iterations: int = 60
     refine_iterations: int = 100
     fine_iterations: int = 40

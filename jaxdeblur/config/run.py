@@ -17,6 +17,9 @@ FINALS: tuple[str, ...] = get_args(Final)
 # What a JPEG's quantisation does to a blurry photograph, chosen by eye on such photographs.
 COMPRESSED_NOISE_STD = 0.005
 
+# How the names of a search's phases begin, by which those who watch it know that there is a result already.
+SEARCH_PHASE = "attempt"
+
 # Images with fewer pixels a side are refused.
 SMALLEST_SIDE = 32
 

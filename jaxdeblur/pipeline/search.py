@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from jaxdeblur.classical.judge import judge
-from jaxdeblur.config import FitConfig
+from jaxdeblur.config import SEARCH_PHASE, FitConfig
 from jaxdeblur.errors import Terminated
 from jaxdeblur.evaluation.metrics import kernel_similarity
 from jaxdeblur.optimise.loop import Progress
@@ -25,7 +25,7 @@ from jaxdeblur.presets import PRESETS
 # Of an attempt's kernels, which were varied from one another, so many are kept.
 _KEPT = 2
 # Kernels of two attempts as similar as this are one and the same.
-AGREEMENT = 0.95
+AGREEMENT = 0.98
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +93,8 @@ def search(
             began = time.monotonic()
             if began + longest > until:
                 break
-            found = attempt_at(case, attempt, _labelled(f"attempt {number}", progress, until))
-            kernels = {f"attempt {number}: {name}": kernel for name, kernel in list(found.items())[:_KEPT]}
+            found = attempt_at(case, attempt, _labelled(f"{SEARCH_PHASE} {number}", progress, until))
+            kernels = {f"{SEARCH_PHASE} {number}: {name}": kernel for name, kernel in list(found.items())[:_KEPT]}
             longest, done = max(longest, time.monotonic() - began), done + 1
             if not kernels:
                 continue

@@ -46,7 +46,7 @@ class Worker:
     def close(self):
         pass
 
-    def call(self, task, arguments, *, tell=None, cancelled=None, seconds=None):
+    def call(self, task, arguments, *, tell=None, cancelled=None, enough=None, seconds=None):
         with self.lock:
             self.done.append((task, arguments))
             if task in ("preview", "prepare_preview"):
@@ -55,7 +55,9 @@ class Worker:
                 return tasks.TASKS[task](tell, **arguments)
             tell("progress", ("kernel", 1, 4))
             self.running.set()
-            while not self.go_on.is_set():
+            if arguments["minutes"] is not None:
+                tell("progress", ("attempt 2: kernel", 0, 4))
+            while not self.go_on.is_set() and not enough.is_set():
                 time.sleep(0.01)
                 if cancelled.is_set():
                     raise Cancelled
@@ -231,6 +233,29 @@ class TestQueue:
         Worker.go_on.set()
         until(client, third["id"], "done")
         assert client.get(f"/api/jobs/{second['id']}").status_code == 404
+
+    def test_a_search_can_be_ended_with_what_there_is(self, app, client):
+        photo = client.post("/api/photos?name=a.png", content=photograph()).json()
+        usual = client.post(f"/api/photos/{photo['id']}/runs", json={}).json()
+        assert Worker.running.wait(5)
+        assert not until(client, usual["id"], "running")["searching"]
+        Worker.go_on.set()
+        until(client, usual["id"], "done")
+        Worker.go_on.clear()
+        Worker.running.clear()
+        search = client.post(f"/api/photos/{photo['id']}/runs", json={"minutes": 5}).json()
+        assert Worker.running.wait(5)
+        for _ in range(100):
+            if (account := client.get(f"/api/jobs/{search['id']}").json())["searching"]:
+                break
+            time.sleep(0.02)
+        assert (account["searching"], account["phase"]) == (True, "Attempt 2: kernel")
+        assert client.post(f"/api/jobs/{search['id']}/enough").status_code == 200
+        assert until(client, search["id"], "done")["result"]
+        assert [arguments["minutes"] for task, arguments in Worker.done if task == "restore"] == [None, 5]
+        for minutes in (0, 61, 1.5, "5"):
+            refused = client.post(f"/api/photos/{photo['id']}/runs", json={"minutes": minutes})
+            assert (refused.status_code, "minutes" in refused.json()["error"]) == (422, True)
 
     def test_reloads_in_mid_run_change_nothing(self, app, client):
         photo = client.post("/api/photos?name=a.png", content=photograph()).json()

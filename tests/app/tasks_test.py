@@ -48,9 +48,13 @@ def call(place):
                 "last_step_only": False,
                 "max_megapixels": 1.0,
             }
-            return tasks.restore(lambda *one: told.append(one), **(usual | changed))
+            return tasks.restore(tell, **(usual | changed))
 
-        restore.told = told
+        def tell(*one):
+            told.append(one)
+            return restore.hurried
+
+        restore.told, restore.hurried = told, False
         yield restore
 
 
@@ -137,6 +141,16 @@ def test_mass_is_taken_off_a_kernel(place, call, first):
             call(f"wrong{len(list(wrong))}{next(iter(wrong))}", kernel=kernel, erased=list(wrong), last_step_only=True)
 
 
+def test_a_search_ends_when_the_visitor_has_had_enough(place, call, first, monkeypatch):
+    monkeypatch.setattr(call, "hurried", True)
+    call.told.clear()
+    found = call("searched", minutes=10)
+    searching = [value for kind, value in call.told if kind == "progress" and value[0].startswith("attempt 2")]
+    assert len(searching) == 1
+    assert found["kernel"] == first["kernel"]
+    assert any("search" in item["text"] for item in found["advice"])
+
+
 @pytest.mark.slow
 class TestProcess:
     @pytest.fixture
@@ -144,6 +158,34 @@ class TestProcess:
         worker = Worker()
         yield worker
         worker.close()
+
+    def test_a_search_in_a_process_ends_when_that_is_asked(self, worker, place, call):
+        (place / "enough").mkdir()
+        enough, phases = threading.Event(), []
+
+        def tell(kind, value):
+            phases.append(value[0])
+            if value[0].startswith("attempt"):
+                enough.set()
+
+        arguments = {
+            "path": str(place / "photo.jpg"),
+            "folder": str(place / "enough"),
+            "name": "photo.jpg",
+            "preset": "fast",
+            "changes": {},
+            "kernel_size": 11,
+            "region": None,
+            "kernel": None,
+            "erased": [],
+            "last_step_only": False,
+            "max_megapixels": 1.0,
+            "minutes": 30,
+        }
+        found = worker.call("restore", arguments, tell=tell, enough=enough)
+        assert any("search" in item["text"] for item in found["advice"])
+        assert not any(phase.startswith("attempt 3") for phase in phases)
+        assert worker.call("warm_up", {}) is None
 
     def test_failures_are_told_and_it_goes_on(self, worker, tmp_path):
         with pytest.raises(WorkerFailed, match="KeyError"):

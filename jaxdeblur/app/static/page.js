@@ -188,6 +188,7 @@ function settings() {
     preset: $("preset").value,
     kernel_size: number("kernel-size"),
     num_restarts: number("restarts"),
+    minutes: number("minutes"),
     seed: number("seed"),
     region,
     smoothness: smoothness(),
@@ -198,14 +199,14 @@ function settings() {
 
 async function deblur() {
   const asked = settings();
-  if ($("known").checked && kernel) Object.assign(asked, { kernel: kernel.id, erased: [...erased], kernel_size: null });
+  if ($("known").checked && kernel) Object.assign(asked, { kernel: kernel.id, erased: [...erased], kernel_size: null, minutes: null });
   await start(asked);
 }
 
 // The last step alone: what the sliders, the switch and the brush ask for.
 async function finish() {
   if (!run) return;
-  await start({ ...settings(), kernel: kernel.id, erased: [...erased], kernel_size: null, last_step_only: true });
+  await start({ ...settings(), kernel: kernel.id, erased: [...erased], kernel_size: null, minutes: null, last_step_only: true });
 }
 
 async function start(asked) {
@@ -253,6 +254,7 @@ async function follow(account) {
 function showProgress() {
   $("run").hidden = true;
   $("progress").hidden = false;
+  $("enough").hidden = true;
   if (job.state === "waiting") {
     $("phase").textContent = job.place > 1 ? `Waiting: number ${job.place} in the queue` : "Waiting: next in the queue";
     $("left").textContent = "";
@@ -260,6 +262,7 @@ function showProgress() {
     return;
   }
   $("phase").textContent = job.phase;
+  $("enough").hidden = !job.searching;
   if (job.share === null) $("share").removeAttribute("value");
   else $("share").value = job.share;
   const percent = job.share === null ? "" : `${Math.round(100 * job.share)} %`;
@@ -554,6 +557,11 @@ $("file").addEventListener("change", (event) => { take(event.target.files[0]); e
 $("sample").addEventListener("click", () => { busy("Reading the sample …"); load(() => ask("/api/sample", { method: "POST" })); });
 $("run").addEventListener("click", deblur);
 $("cancel").addEventListener("click", stop);
+$("enough").addEventListener("click", async () => {
+  if (!job) return;
+  $("enough").hidden = true;
+  try { await ask(`/api/jobs/${job.id}/enough`, { method: "POST" }); } catch { /* it has ended by itself */ }
+});
 $("preset").addEventListener("change", describePreset);
 $("split").addEventListener("input", () => $("frame").style.setProperty("--at", `${$("split").value}%`));
 for (const id of ["smoothness", "amount"]) {
