@@ -94,6 +94,7 @@ class TestBlind:
         assert result.kernel_size > 15
         assert gain(result.restored, known) > 5.0
 
+    @pytest.mark.slow
     def test_a_kernel_that_has_no_room_is_told_of(self):
         result = deblur(scene().blurry, dataclasses.replace(CLASSICAL, kernel_size=5), key=KEY)
         assert result.kernel.shape == (5, 5)
@@ -254,6 +255,7 @@ class TestDeepPrior:
         assert result.restored.shape == known.blurry.shape
         assert np.isfinite(result.restored).all()
 
+    @pytest.mark.slow
     def test_the_kernel_may_be_left_to_the_classical_estimate(self):
         """Without a kernel generator the deep prior restores for the kernel that was estimated, or given."""
         image_only = dataclasses.replace(TINY_FIT, kernel_generator=None)
@@ -376,6 +378,7 @@ class TestBlurThatVaries:
     # A hundred pixels are too few to find a turn.
     WITHOUT_DESCENT = dataclasses.replace(SHAKE, scales=(1.0,), degrees=(1,), descents=(0,), iterations=(6,))
 
+    @pytest.mark.slow
     def test_an_image_of_a_still_camera_stays_uniform(self, blind):
         config = dataclasses.replace(CLASSICAL, blur="auto", shake=self.SHAKE)
         result = deblur(scene().blurry, config, key=KEY)
