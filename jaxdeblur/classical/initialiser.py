@@ -26,7 +26,7 @@ _GROWTH = 1.45
 # More than this share of the mass within so many pixels of the border: the kernel may go on beyond it.
 _BORDER_MASS, _BORDER_WIDTH = 0.01, 2
 _SATURATED = 0.98
-# Cosine of two kernels from which they count as one; the loser of two is refined no further.
+# Cosine of two kernels from which they count as one.
 _SAME = 0.95
 # By how much a guess's score may exceed the best one's: others have never caught up.
 _HOPELESS = 0.1
@@ -192,12 +192,12 @@ def _estimate(
 
 
 def _distinct(kernels: Sequence[jax.Array], order: Iterable[int]) -> list[int]:
-    """Those in ``order`` whose kernel is not the same as that of one before."""
+    """Those in ``order`` whose kernel is not the same as that of one that was kept before it."""
     flat = np.stack([np.asarray(kernel).ravel() for kernel in kernels])
     flat /= np.linalg.norm(flat, axis=1, keepdims=True)
     kept: list[int] = []
     for index in order:
-        if not kept or np.max(flat[kept] @ flat[index]) < _SAME:
+        if not kept or not np.max(flat[kept] @ flat[index]) >= _SAME:  # NaN is like nothing
             kept.append(int(index))
     return kept
 

@@ -26,7 +26,7 @@ class InitialiserConfig:
       patient_ridge: that weight.
       patient_iterations: alternations per level of these guesses; they start each level with the weight of the others.
       guess_iterations: variational iterations given to every guess before it is judged.
-      num_finalists: guesses that remain after that.
+      num_finalists: distinct guesses that remain after that, at most.
       finalist_iterations: variational iterations given to each of them before the best is chosen.
       refine_iterations: variational iterations given to the best one there.
       fine_iterations: variational iterations given to it at each finer level.
