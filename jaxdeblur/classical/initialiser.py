@@ -28,8 +28,6 @@ _BORDER_MASS, _BORDER_WIDTH = 0.01, 2
 _SATURATED = 0.98
 # Cosine of two kernels from which they count as one.
 _SAME = 0.95
-# By how much a guess's score may exceed the best one's: others have never caught up.
-_HOPELESS = 0.1
 # What the refined kernel still holds below this share of its peak, and islands below that mass, is noise.
 _FINAL_THRESHOLD, _FINAL_ISLAND = 0.04, 0.05
 # Room left around the kernel when its support is drawn in, as a share of its extent.
@@ -154,9 +152,8 @@ def _estimate(
     scores = [judged for _, judged in refined]
     if config.guess_iterations == 0 and len(guesses) > 1:
         scores = model.judge(guesses, config.softness_stds[0])
-    hopeful = [index for index in np.argsort(scores) if not scores[index] > min(scores) + _HOPELESS]
     compared = [kernel for kernel, _ in refined]
-    finalists = [compared[index] for index in _distinct(compared, hopeful)[: config.num_finalists]]
+    finalists = [compared[index] for index in _distinct(compared, np.argsort(scores))[: config.num_finalists]]
 
     if len(finalists) > 1:
         model = _Model.of(image, config, noise_std, levels[judged_at].scale)

@@ -40,24 +40,6 @@ def test_kernels_that_are_the_same_are_kept_once():
     assert initialiser._distinct(kernels, [3, 1, 0]) == [3, 1]
 
 
-def test_guesses_far_behind_the_best_go_no_further(monkeypatch):
-    """Of four finalists that there is room for, those whose scores are within a tenth of the best one's."""
-    told, refined = iter([3.0, 2.95, 4.0, 0.0, 0.0, 0.0]), []
-
-    def spy(**call):
-        refined.append(call["iterations"])
-        return call["kernel"], next(told)
-
-    monkeypatch.setattr(initialiser, "_SAME", 2.0)
-    monkeypatch.setattr(initialiser, "_side_by_side", lambda program, calls: [program(**call) for call in calls])
-    monkeypatch.setattr(initialiser.variational, "refine_kernel", spy)
-    monkeypatch.setattr(initialiser.variational, "negative_log_evidence", lambda **_: 0.0)
-    config = dataclasses.replace(QUICK, gradient_weights=(4e-3, 8e-3, 1.6e-2), support_shares=(1.0,), num_finalists=4)
-    config = dataclasses.replace(config, guess_iterations=1, finalist_iterations=2, refine_iterations=3)
-    initialiser.estimate_kernel(scene().blurry, config, kernel_size=11, noise_std=NOISE_STD)
-    assert refined == [1, 1, 1, 2, 2, 3]
-
-
 def test_patient_guesses_have_the_whole_support_and_their_own_ridge_and_iterations(monkeypatch):
     """One for each weight, after those of every support."""
     given = []
@@ -94,7 +76,6 @@ def test_the_likeliest_guesses_are_refined_and_the_likeliest_of_those_is_kept(mo
     monkeypatch.setattr(initialiser.variational, "refine_kernel", spy)
     monkeypatch.setattr(initialiser.variational, "negative_log_evidence", lambda **_: next(judged))
     monkeypatch.setattr(initialiser, "_SAME", 2.0)  # no two kernels are
-    monkeypatch.setattr(initialiser, "_HOPELESS", 10.0)
     config = dataclasses.replace(QUICK, gradient_weights=(4e-3, 8e-3, 1.6e-2), support_shares=(1.0,), num_finalists=2)
     result = initialiser.estimate_kernel(scene().blurry, config, kernel_size=11, noise_std=NOISE_STD)
     assert len(given) == 6  # three guesses, two finalists, the last one
