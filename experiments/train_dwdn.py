@@ -202,6 +202,7 @@ def make_step(
     schedule = optax.cosine_decay_schedule(config.learning_rate, config.num_steps, alpha=0.01)
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
 
+    @jax.jit
     def init(key: jax.Array) -> State:
         params = module.init(key, jnp.zeros((32, 32)), jnp.ones((3, 3)) / 9)["params"]
         return State(jnp.zeros((), jnp.int32), params, tx.init(params), params, jnp.array(-jnp.inf))

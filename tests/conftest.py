@@ -41,7 +41,8 @@ def _clear_executables() -> Iterator[None]:
 def _light_compilation() -> Iterator[None]:
     """For networks, whose programs take longer to compile here than to run: XLA optimises less.
 
-    JAX's own variable, where it is set, decides instead: ``.ci/run`` has the slow tests compiled as users' programs are.
+    JAX's own variable, where it is set, decides instead: with ``JAX_DISABLE_MOST_OPTIMIZATIONS=0`` all is compiled as users'
+    programs are.
     """
     if _LIGHT in os.environ:
         yield

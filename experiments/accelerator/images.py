@@ -20,7 +20,7 @@ from jaxdeblur.operators.trajectories import motion_kernel
 
 _SAMPLE = pathlib.Path(__file__).parents[1] / "sample"
 _NOISE_STD = 0.005
-_MADE_PER_SIZE = 3
+_MADE_PER_SIZE, _TOYS_PER_SIZE = 3, 2
 # Central part of a benchmark image that a toy looks at.
 _TOY_CROP = 64
 
@@ -32,7 +32,8 @@ def to_fit(context: plan.Context, kernel_size: int) -> list[LoadedExample]:
       InputError: Levin's folder holds none of that size, or has faults.
     """
     if not plan.has_set(context.data_dir, "levin"):
-        return [_made(number, kernel_size, toy=context.toy) for number in range(_MADE_PER_SIZE)]
+        count = _TOYS_PER_SIZE if context.toy else _MADE_PER_SIZE
+        return [_made(number, kernel_size, toy=context.toy) for number in range(count)]
     found = [one for one in _set(context, "levin") if one.kernel_size == kernel_size]
     if not found:
         raise InputError(f"no image of Levin's set with a kernel of {kernel_size} pixels: give its folder whole")
