@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from absl import flags
 
-from jaxdeblur.errors import InputError
+from jaxdeblur.errors import InputError, describe
 
 
 def run_command(argv: Sequence[str], values: flags.FlagValues, about: str | None, work: Callable[[], int]) -> int:
@@ -15,13 +15,14 @@ def run_command(argv: Sequence[str], values: flags.FlagValues, about: str | None
 
     Args:
       argv: the program's name and its arguments.
-      values: the flags, unparsed, ``help`` among them.
-      about: printed before the flags for ``--help``.
+      values: the flags, unparsed; ``--help`` joins them.
+      about: printed before the flags for it.
       work: called once ``values`` are parsed; returns the exit status.
 
     Returns:
       The exit status: 1 where the command line or the input is wrong.
     """
+    flags.DEFINE_boolean("help", False, "Print this and stop.", short_name="h", flag_values=values)
     try:
         _, *unexpected = values(list(argv))
         if values.help:
@@ -32,4 +33,6 @@ def run_command(argv: Sequence[str], values: flags.FlagValues, about: str | None
         return work()
     except (InputError, flags.Error) as error:
         print(error, file=sys.stderr)
-        return 1
+    except OSError as error:
+        print(describe(error), file=sys.stderr)
+    return 1

@@ -12,27 +12,25 @@ from __future__ import annotations
 import dataclasses
 import io
 import pathlib
+import sys
 import time
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 from PIL import Image
 
+from experiments.command_line import run_command
 from experiments.make_synthetic import degrade
 from jaxdeblur import runtime
 from jaxdeblur.classical.learned import learned
 from jaxdeblur.classical.noise import noise_std as estimate_noise_std
+from jaxdeblur.errors import InputError
 from jaxdeblur.evaluation.metrics import psnr
 from jaxdeblur.imaging.colour import grey
 from jaxdeblur.imaging.reading import read_image
 from jaxdeblur.operators.trajectories import motion_kernel
-
-_IMAGES = flags.DEFINE_list("images", [], "sharp images")
-_SIDE = flags.DEFINE_integer("side", 400, "of the part that is blurred, in pixels", lower_bound=64)
-_KERNEL = flags.DEFINE_integer("kernel", 31, "side of the kernel's support, odd", lower_bound=3)
-_NOISE_STD = flags.DEFINE_float("noise_std", 0.004, "of the noise, in [0, 1] units", lower_bound=0.0)
-_QUALITY = flags.DEFINE_integer("quality", None, "of a JPEG that the blurry image is stored as", lower_bound=1, upper_bound=95)
 
 # Such as `jobs` takes for a JPEG, and what is trusted of a kernel that may be estimated.
 _SMALLEST_NOISE_STD, _KERNEL_STD = 0.005, 0.003
@@ -86,24 +84,46 @@ def _compressed(levels: np.ndarray, quality: int) -> np.ndarray:
         return np.asarray(image)
 
 
-def main(argv: list[str]) -> None:
-    del argv
-    runtime.set_up_cache()
-    print(
-        "| image | usual, dB | fast, dB | largest, mean difference | usual, s | fast, s |\n|---|---|---|---|---|---|",
-        flush=True,
+def define_flags() -> flags.FlagValues:
+    """The flags, unparsed."""
+    values = flags.FlagValues()
+    flags.DEFINE_list("images", [], "Sharp images.", flag_values=values)
+    flags.DEFINE_integer("side", 400, "Of the part that is blurred, in pixels.", lower_bound=64, flag_values=values)
+    flags.DEFINE_integer("kernel", 31, "Side of the kernel's support, odd.", lower_bound=3, flag_values=values)
+    flags.DEFINE_float("noise_std", 0.004, "Of the noise, in [0, 1] units.", lower_bound=0.0, flag_values=values)
+    flags.DEFINE_integer(
+        "quality", None, "Of a JPEG that the blurry image is stored as.", lower_bound=1, upper_bound=95, flag_values=values
     )
-    for number, name in enumerate(_IMAGES.value):
+    return values
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs a command line; returns the exit status."""
+    values = define_flags()
+
+    def work() -> int:
+        if not values.images:
+            raise InputError("--images is missing: give sharp images, separated by commas")
+        _run(values)
+        return 0
+
+    return run_command(argv, values, __doc__, work)
+
+
+def _run(values: flags.FlagValues) -> None:
+    runtime.set_up_cache()
+    print("| image | usual, dB | fast, dB | largest, mean difference | usual, s | fast, s |\n|---|---|---|---|---|---|")
+    for number, name in enumerate(values.images):
         image = read_image(pathlib.Path(name)).pixels
-        margin = _KERNEL.value // 2
-        sides = [min(_SIDE.value + 2 * margin, length) for length in image.shape[:2]]
+        margin = values.kernel // 2
+        sides = [min(values.side + 2 * margin, length) for length in image.shape[:2]]
         top, left = ((length - side) // 2 for length, side in zip(image.shape[:2], sides, strict=True))
         generator = np.random.default_rng(number)
-        kernel = motion_kernel(generator, size=_KERNEL.value).astype(np.float32)
+        kernel = motion_kernel(generator, size=values.kernel).astype(np.float32)
         part = image[top : top + sides[0], left : left + sides[1]]
-        blurry, sharp = degrade(part, kernel, margin=margin, noise_std=_NOISE_STD.value, exposure=1.0, generator=generator)
-        if _QUALITY.value is not None:
-            blurry = _compressed(blurry, _QUALITY.value)
+        blurry, sharp = degrade(part, kernel, margin=margin, noise_std=values.noise_std, exposure=1.0, generator=generator)
+        if values.quality is not None:
+            blurry = _compressed(blurry, values.quality)
         one = compare(blurry.astype(np.float32) / 255, sharp.astype(np.float32) / 255, kernel)
         print(
             f"| {pathlib.Path(name).stem} | {one.usual:.2f} | {one.fast:.2f} | {one.largest:.3f}, {one.mean:.4f} "
@@ -113,4 +133,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(main(sys.argv))

@@ -25,6 +25,7 @@ import jax
 import numpy as np
 from absl import flags
 
+from experiments.command_line import run_command
 from experiments.runner.render import require_matplotlib
 from experiments.runner.store import write_text
 from jaxdeblur import runtime
@@ -128,18 +129,15 @@ def define_flags() -> flags.FlagValues:
 def main(argv: Sequence[str]) -> int:
     """Runs a command line; returns the exit status."""
     values = define_flags()
-    try:
-        _, *others = values(list(argv))
-        if others:
-            raise InputError(f"unexpected argument {others[0]!r}: flags are given as --name=value")
+
+    def work() -> int:
         folder = pathlib.Path(values.output_dir).expanduser()
         if not values.table:
             _run(values, folder)
         print(table(summaries(folder)))
-    except (InputError, flags.Error) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+        return 0
+
+    return run_command(argv, values, __doc__, work)
 
 
 def _run(values: flags.FlagValues, folder: pathlib.Path) -> None:

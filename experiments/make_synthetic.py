@@ -313,7 +313,6 @@ def _numbers(flag: str, values: Sequence[str], kind: type) -> tuple:
 def define_flags() -> flags.FlagValues:
     """The flags, unparsed."""
     values = flags.FlagValues()
-    flags.DEFINE_boolean("help", False, "Print this and stop.", short_name="h", flag_values=values)
     flags.DEFINE_string("image_dir", None, "Folder of sharp images.", flag_values=values)
     flags.DEFINE_string("output_dir", None, "Where the set goes; must be new or empty.", flag_values=values)
     flags.DEFINE_list("blurs", list(UNIFORM), f"Kinds of blur, of {', '.join(KINDS)}.", flag_values=values)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import fnmatch
+import io
 import pathlib
 import sys
 import time
@@ -21,8 +22,10 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
+from experiments.command_line import run_command
+from experiments.runner.store import write_text
 from jaxdeblur.config import Blur
-from jaxdeblur.errors import InputError, describe
+from jaxdeblur.errors import InputError
 
 COLUMNS = ("name", "blurry", "uniform", "other", "truth", "gain", "roll_std", "chosen", "seconds")
 REGIONS = ("centre", "edges", "corners")
@@ -92,18 +95,14 @@ def define_flags() -> flags.FlagValues:
 def main(argv: Sequence[str]) -> int:
     """Runs a command line; returns the exit status."""
     values = define_flags()
-    try:
-        values(list(argv))
+
+    def work() -> int:
         if not values.data_dir:
             raise InputError("--data_dir is missing: give a folder")
         _run(values)
-    except (InputError, flags.Error) as error:
-        print(error, file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(describe(error), file=sys.stderr)
-        return 1
-    return 0
+        return 0
+
+    return run_command(argv, values, __doc__, work)
 
 
 def _run(values: flags.FlagValues) -> None:
@@ -127,10 +126,11 @@ def _run(values: flags.FlagValues) -> None:
         print(" ".join(f"{name} {rows[-1].get(name, '')}" for name in COLUMNS), flush=True)
         if path is not None:
             names = sorted({name for row in rows for name in row}, key=lambda name: (name not in COLUMNS, name))
-            with path.open("w", newline="") as file:
-                writer = csv.DictWriter(file, names)
-                writer.writeheader()
-                writer.writerows(rows)
+            lines = io.StringIO(newline="")
+            writer = csv.DictWriter(lines, names, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+            write_text(path, lines.getvalue())
     print(f"{len(rows)} images; means in dB, and differences of --blur={values.blur} from uniform")
     for region in ("", *REGIONS):
         ending = f"_{region}" if region else ""

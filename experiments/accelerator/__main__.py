@@ -102,7 +102,6 @@ def define_flags() -> flags.FlagValues:
     def boolean(name: str, text: str, short_name: str | None = None) -> None:
         flags.DEFINE_boolean(name, False, text, short_name=short_name, flag_values=values)
 
-    boolean("help", "Print this and stop.", "h")
     boolean("list", "Print what would be measured, and stop.")
     string("output_dir", "Folder for the results; the same one goes on.")
     string("data_dir", "Folder with the benchmark sets levin and lai, or one of them.")

@@ -71,7 +71,6 @@ def define_flags() -> flags.FlagValues:
     def string(name: str, default: str | None, text: str) -> None:
         flags.DEFINE_string(name, default, text, flag_values=values)
 
-    flags.DEFINE_boolean("help", False, "Print this and stop.", short_name="h", flag_values=values)
     flags.DEFINE_boolean("make", False, "Make the set of images in --output_dir, and stop.", flag_values=values)
     string("image_dir", None, "With --make: folder with one subfolder per unpacked package, named after it.")
     string("data_dir", None, "With --make: folder of the benchmark sets levin and lai; without it their scenes are omitted.")

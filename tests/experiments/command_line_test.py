@@ -1,0 +1,45 @@
+"""What the command lines of the experiments share."""
+
+import importlib
+
+import pytest
+
+COMMANDS = ("accelerator.__main__", "fast_finish", "full_fit", "generalisation.__main__", "make_synthetic", "varying_table")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_tells_what_it_does_and_its_flags(name, capsys):
+    module = importlib.import_module(f"experiments.{name}")
+    assert module.main([name, "--help"]) == 0
+    told = capsys.readouterr()
+    assert told.out.startswith(module.__doc__.splitlines()[0])
+    assert "--" in told.out.removeprefix(module.__doc__)
+    assert told.err == ""
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("argument", ["word", "--no_such_flag"])
+def test_what_cannot_be_parsed_is_told_in_one_line(name, argument, capsys):
+    module = importlib.import_module(f"experiments.{name}")
+    assert module.main([name, argument]) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert argument.lstrip("-") in told.err
+    assert "Traceback" not in told.err
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "words"),
+    [
+        ("fast_finish", [], "--images is missing"),
+        ("fast_finish", ["--images=nowhere.png"], "nowhere.png"),
+        ("varying_table", [], "--data_dir is missing"),
+        ("varying_table", ["--data_dir=nowhere"], "no such folder"),
+    ],
+)
+def test_what_is_missing_is_told_in_one_line(name, arguments, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert importlib.import_module(f"experiments.{name}").main([name, *arguments]) == 1
+    told = capsys.readouterr()
+    assert words in told.err
+    assert told.err.count("\n") == 1
