@@ -99,8 +99,8 @@ def define_flags() -> flags.FlagValues:
     def string(name: str, text: str) -> None:
         flags.DEFINE_string(name, None, text, flag_values=values)
 
-    def boolean(name: str, text: str, short_name: str | None = None) -> None:
-        flags.DEFINE_boolean(name, False, text, short_name=short_name, flag_values=values)
+    def boolean(name: str, text: str) -> None:
+        flags.DEFINE_boolean(name, False, text, flag_values=values)
 
     boolean("list", "Print what would be measured, and stop.")
     string("output_dir", "Folder for the results; the same one goes on.")
