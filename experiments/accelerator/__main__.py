@@ -21,6 +21,7 @@ Ctrl-C.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import json
 import os
@@ -56,6 +57,8 @@ _PROBE_SECONDS = 120.0
 # A process that has told everything may take so long to end.
 _ENDING_SECONDS = 30.0
 _SECONDS_BETWEEN_FIGURES = 60.0
+# Of a dry run: toys are traced and compiled for most of their time, which keeps one core busy.
+_PARTS_AT_ONCE = 2
 
 
 def run() -> None:
@@ -191,6 +194,9 @@ class Pack:
         self.without: dict[str, str] = {}  # why an item has no result
         self.over: set[str] = set()  # items that this command is through with, well or not
         self.drawn = 0.0
+        self.telling = threading.Lock()
+        self.processes: set[subprocess.Popen[str]] = set()
+        self.interrupted = False
 
     def measure(self) -> int:
         """Measures what is left. Returns the exit status."""
@@ -272,11 +278,42 @@ class Pack:
         for held_back in (failed, set()):
             more = True
             while more:
-                turns = [self._turn(part, held_back) for part in self.parts]
-                more = any(turns)
+                more = self._toy_turns(held_back) if self.values.dry_run else self._turns(held_back)
         for part in self.parts:
             for name in self._left(part):
                 self.without.setdefault(name, f"not begun: no time left in {self.values.budget_minutes:g} minutes")
+
+    def _turns(self, held_back: set[str]) -> bool:
+        """A turn for every part. Returns whether one of them has something left for another turn."""
+        turns = [self._turn(part, held_back) for part in self.parts]
+        return any(turns)
+
+    def _toy_turns(self, held_back: set[str]) -> bool:
+        """The same, several parts at once: no time is measured in a dry run."""
+        names = {part.name for part in self.parts}
+        needed = {part.after for part in self.parts}
+        # Parts that others wait for, and those others, begin first.
+        waiting = sorted(self.parts, key=lambda part: part.after not in names and part.name not in needed)
+        running: dict[concurrent.futures.Future[bool], plan.Part] = {}
+        more = False
+        with concurrent.futures.ThreadPoolExecutor(_PARTS_AT_ONCE) as pool:
+            try:
+                while waiting or running:
+                    unfinished = {part.name for part in (*waiting, *running.values())}
+                    ready = [part for part in waiting if part.after not in unfinished]
+                    for part in ready[: _PARTS_AT_ONCE - len(running)]:
+                        waiting.remove(part)
+                        running[pool.submit(self._turn, part, held_back)] = part
+                    done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+                    for turn in done:
+                        del running[turn]
+                        more |= turn.result()
+            except BaseException:
+                self.interrupted = True
+                for process in tuple(self.processes):
+                    process.kill()
+                raise
+        return more
 
     def _turn(self, part: plan.Part, held_back: set[str]) -> bool:
         """A part's turn. Returns whether an item was tried and others are left."""
@@ -297,7 +334,8 @@ class Pack:
 
     def _work_through(self, part: plan.Part, names: Sequence[str], seconds: float) -> tuple[set[str], bool]:
         """Has a process do items of a part. Returns those that were tried, and whether the others should be given a new one."""
-        print(f"{part.name}: {part.title}", flush=True)
+        with self.telling:
+            print(f"{part.name}: {part.title}", flush=True)
         tried: set[str] = set()
         current, told_all, cut = None, False, False
         with self._process(part, [name.partition("/")[2] for name in names], seconds) as lines:
@@ -315,7 +353,7 @@ class Pack:
                     self._tell(name, line["why"])
                 told_all |= line["what"] == "end"
                 cut |= line["what"] == "cut"
-        if not told_all and current is not None and current not in tried:
+        if not told_all and current is not None and current not in tried and not self.interrupted:
             tried.add(current)
             if cut:
                 self._tell(current, "cut off when its time was over; the same command goes on with it")
@@ -323,13 +361,14 @@ class Pack:
                 why = "its process ended, for lack of memory perhaps; see log.txt"
                 self.store.save_failure(current, (why,))
                 self._tell(current, f"{_FAILURE}{why}")
-        return tried, not told_all and not cut
+        return tried, not (told_all or cut or self.interrupted)
 
     def _tell(self, name: str, without: str, line: str = "") -> None:
         """Says what became of an item, and brings the report up to date."""
-        self.without[name] = without
-        print(f"  {name}: {without or line}", flush=True)
-        self._report(figures=time.monotonic() - self.drawn > _SECONDS_BETWEEN_FIGURES)
+        with self.telling:
+            self.without[name] = without
+            print(f"  {name}: {without or line}", flush=True)
+            self._report(figures=time.monotonic() - self.drawn > _SECONDS_BETWEEN_FIGURES)
 
     @contextlib.contextmanager
     def _process(self, part: plan.Part, items: Sequence[str], seconds: float) -> Iterator[Iterator[dict[str, Any]]]:
@@ -350,6 +389,9 @@ class Pack:
                 stderr=log,
                 text=True,
             )
+            self.processes.add(process)
+            if self.interrupted:
+                process.kill()
             cut = True
             try:
                 end = time.monotonic() + seconds
@@ -361,6 +403,7 @@ class Pack:
                     process.wait(timeout=0.1 if cut else _ENDING_SECONDS)
                 process.kill()
                 process.wait()
+                self.processes.discard(process)
                 for stream in (process.stdin, process.stdout):
                     if stream is not None:
                         stream.close()

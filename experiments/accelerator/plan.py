@@ -59,6 +59,7 @@ class Part:
       place: where it runs: the accelerator, the processor, or PyTorch on the accelerator.
       most_seconds: after which the next part has its turn.
       toys: names of the items that a dry run does; the others go through the same code once more.
+      after: name of the part whose results it needs.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Part:
     place: Literal["accelerator", "cpu", "torch"] = "accelerator"
     most_seconds: float = MOST_SECONDS
     toys: tuple[str, ...] = ()
+    after: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +191,7 @@ def parts(data_dir: pathlib.Path | None = None, *, toy: bool = False) -> list[Pa
             toys=("selfdeblur",),
         ),
         Part("training", "DWDN trained on free images", "training", items(300, "train") + items(30, "compare")),
-        Part("weak", "Weak supervision by that DWDN", "fits", items(90, *WEAK), toys=("weak_dwdn_beta",)),
+        Part("weak", "Weak supervision by that DWDN", "fits", items(90, *WEAK), toys=("weak_dwdn_beta",), after="training"),
     ]
     return [_as_toy(part) for part in found] if toy else found
 

@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import sys
+import threading
 import time
 import types
 
@@ -196,6 +197,34 @@ def test_what_does_not_fit_into_the_budget_is_said(measured, tmp_path, capsys):
     assert measured.items == []
     assert run(tmp_path, "--budget_minutes=10") == 0
     assert measured.items == ["second/d"]
+
+
+def test_a_dry_run_does_parts_side_by_side_and_each_after_what_it_needs(measured, tmp_path, monkeypatch):
+    first, second = PARTS
+    made = [dataclasses.replace(first, name="needs", after="needed"), first, second, dataclasses.replace(first, name="needed")]
+    monkeypatch.setattr(plan, "parts", lambda data_dir=None, toy=False: made)
+    both, order = threading.Barrier(2), []
+
+    def turn(pack, part, held_back):
+        order.append(("begin", part.name))
+        if part.name in ("needed", "first"):  # each waits for the other
+            both.wait(timeout=30)
+        order.append(("end", part.name))
+        return False
+
+    monkeypatch.setattr(command.Pack, "_turn", turn)
+    assert run(tmp_path, "--dry_run") == 2  # nothing was measured
+    assert sorted(order) == sorted((what, part.name) for part in made for what in ("begin", "end") for _ in range(2))
+    assert order.index(("end", "needed")) < order.index(("begin", "needs"))
+    assert order.index(("begin", "needed")) == 0
+
+    def interrupted(pack, part, held_back):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command.Pack, "_turn", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, "--dry_run")
+    assert (tmp_path / "out/report.md").exists()
 
 
 def test_the_results_file_alone_is_enough_to_go_on(measured, tmp_path):
