@@ -226,6 +226,10 @@ def _vary(model: _Model, best: jax.Array, support: jax.Array) -> dict[str, tuple
         (value,) = model.judge([lower], config.judging_softness_std)
         if not value < best_value - config.descent_gain:
             break
+        # What the judge's sharp filter sees and the refinement's robust one does not is seldom the kernel's.
+        before, after = model.judge([kernel, lower], config.softness_stds[0], refining=True)
+        if not after < before:
+            break
         found.append((value, f"{name.partition(_DESCENDED)[0]}{_DESCENDED} {number}", lower, attempt))
     return {name: (kernel, value) for value, name, kernel, _ in sorted(found, key=lambda one: one[0])}
 
@@ -345,14 +349,22 @@ class _Model:
             thinness=self.config.judging_thinness,
         )
 
-    def judge(self, kernels: Sequence[jax.Array], softness_std: float) -> list[float]:
-        """The scores of kernels of one shape, with the same softness for all."""
+    def judge(self, kernels: Sequence[jax.Array], softness_std: float, *, refining: bool = False) -> list[float]:
+        """The scores of kernels of one shape, with the same softness for all, and the whitening filter of the judge.
+
+        Args:
+          kernels: to be scored.
+          softness_std: of the sharp image, in pixels of the full size.
+          refining: takes the filter of the refinement in its place.
+        """
+        filter_of = variational.refining_c if refining else variational.judging_c
         calls = [
             {
                 "blurry": self.image,
                 "kernel": kernel,
                 "noise_variance": self.noise_variance,
                 "image_softness_std": variational.softness_at(self.scale, softness_std),
+                "c": filter_of(self.noise_variance),
             }
             for kernel in kernels
         ]

@@ -87,7 +87,7 @@ def judging_c(noise_variance: jax.Array | float) -> jax.Array:
     return jnp.clip(_JUDGING_ERROR / noise_variance, _SMALLEST_C, _LARGEST_JUDGING_C)
 
 
-def observe(blurry: jax.Array, c: jax.Array, image_softness_std: jax.Array | float) -> tuple[jax.Array, jax.Array]:
+def observe(blurry: jax.Array, c: jax.Array | float, image_softness_std: jax.Array | float) -> tuple[jax.Array, jax.Array]:
     """The whitened gradients ``[2, H-7, W-7]`` of the blurry image, and ``w * g``, through which they show the sharp one's."""
     white = whitening_filter(c)
     observed = jax.vmap(lambda gradient: convolve(gradient, white, mode="valid"))(gradients.gradient(blurry))
@@ -241,6 +241,7 @@ def negative_log_evidence(
     *,
     noise_variance: jax.Array | float = 1e-6,
     image_softness_std: jax.Array | float = 0.4,
+    c: jax.Array | float | None = None,
 ) -> jax.Array:
     """F(k) per pixel: a variational bound (free energy) of −2 log p(y | k), but for a constant. Lower is better.
 
@@ -252,12 +253,13 @@ def negative_log_evidence(
       kernel: ``[h, h]``, non-negative, summing to one.
       noise_variance: ν.
       image_softness_std: see :func:`refine_kernel`.
+      c: of the whitening filter; None for :func:`judging_c`.
 
     Returns:
       A scalar.
     """
     chex.assert_rank([blurry, kernel], 2)
-    observed, soft = observe(blurry, judging_c(noise_variance), image_softness_std)
+    observed, soft = observe(blurry, judging_c(noise_variance) if c is None else c, image_softness_std)
     whole = convolve(kernel, soft, mode="full")
     sharp, variance = settle(observed, whole, noise_variance, _JUDGE_ITERATIONS)
     return free_energy(observed, whole, sharp, variance, noise_variance)

@@ -44,7 +44,8 @@ class InitialiserConfig:
       vary_iterations: variational iterations given to the kernel of full size with each softness and with each thinness.
       descent_rounds: the best of these kernels then descends the score by which they were compared, in so many rounds at most.
       descent_iterations: steps of a round.
-      descent_gain: by how much a round must lower the score; if it does not, its kernel is not taken, and there is no other.
+      descent_gain: by how much a round must lower the score; if it does not, or raises the score that kernels have under the
+        model in which they are refined, with the first softness, its kernel is not taken, and there is no other round.
       guess_side: guesses are told apart on a level of the pyramid of at most about this many pixels a side.
       guess_window_side: there, on an informative crop of at most so many pixels a side.
       refine_side: on finer levels the kernel is refined on an informative crop of at most this many pixels a side.
@@ -73,7 +74,7 @@ class InitialiserConfig:
     vary_iterations: int = 30
     descent_rounds: int = 4
     descent_iterations: int = 15
-    descent_gain: float = 0.02
+    descent_gain: float = 0.005
     guess_side: int = 300
     guess_window_side: int = 192
     refine_side: int = 512

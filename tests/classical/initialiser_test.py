@@ -120,21 +120,12 @@ def test_the_kernel_is_refined_with_each_softness_then_with_each_thinness(lowest
     np.testing.assert_array_equal(varied[2]["kernel"], found.kernels[softness])
 
 
-@pytest.mark.parametrize("rounds", [0, 1, 2, 3])
-def test_the_score_is_descended_from_the_best_kernel_for_as_long_as_that_gains(rounds, monkeypatch):
-    lowered = [-0.1 * (number + 1) for number in range(rounds)]
-    evidences, given = iter((1.0, 0.0, *lowered, (lowered or [0.0])[-1] - 0.01)), []
-
-    def descend(_, kernel, **call):
-        given.append((kernel, call))
-        return jnp.roll(kernel, 1, 0)
-
-    monkeypatch.setattr(initialiser.variational, "negative_log_evidence", lambda **_: next(evidences))
-    monkeypatch.setattr(initialiser, "_side_by_side", lambda program, calls: [program(**call) for call in calls])
-    monkeypatch.setattr(initialiser.variational, "descend_evidence", descend)
+@pytest.mark.parametrize("why", ["too little", "not for the refinement"])
+@pytest.mark.parametrize("rounds", [0, 1, 3])
+def test_the_score_is_descended_from_the_best_kernel_for_as_long_as_that_gains(rounds, why, monkeypatch):
     config = dataclasses.replace(
         QUICK,
-        softness_stds=(0.4, 1.0),
+        softness_stds=(0.7, 1.0),
         thinnesses=(),
         vary_iterations=3,
         descent_rounds=3,
@@ -143,10 +134,31 @@ def test_the_score_is_descended_from_the_best_kernel_for_as_long_as_that_gains(r
         judging_thinness=1e-6,
         num_finalists=1,
     )
+    evidences = {"judge": [1.0, 0.0], "refinement": []}
+    for number in range(1, rounds + 1):
+        evidences["judge"].append(-0.1 * number)
+        evidences["refinement"] += [5.0, 4.0]
+    evidences["judge"].append(-0.1 * rounds - (0.01 if why == "too little" else 0.1))
+    evidences["refinement"] += [5.0, 6.0]
+    left, given = {name: iter(values) for name, values in evidences.items()}, []
+
+    def evidence(c, image_softness_std, noise_variance, **_):
+        refining = c == initialiser.variational.refining_c(noise_variance)
+        assert image_softness_std == (0.7 if refining else config.judging_softness_std)
+        assert refining or c == initialiser.variational.judging_c(noise_variance)
+        return next(left["refinement" if refining else "judge"])
+
+    def descend(_, kernel, **call):
+        given.append((kernel, call))
+        return jnp.roll(kernel, 1, 0)
+
+    monkeypatch.setattr(initialiser.variational, "negative_log_evidence", evidence)
+    monkeypatch.setattr(initialiser, "_side_by_side", lambda program, calls: [program(**call) for call in calls])
+    monkeypatch.setattr(initialiser.variational, "descend_evidence", descend)
     found = initialiser.estimate_kernel(scene().blurry, config, kernel_size=11, noise_std=NOISE_STD)
     best = "classical, softness 1"
     names = [best, *(f"{best}, descent {number}" for number in range(1, rounds + 1))]
-    assert list(found.kernels) == [*names[::-1], "classical, softness 0.4"]
+    assert list(found.kernels) == [*names[::-1], "classical, softness 0.7"]
     assert len(given) == min(rounds + 1, 3)
     for (start, call), name in zip(given, names, strict=False):
         np.testing.assert_array_equal(start, found.kernels[name])
