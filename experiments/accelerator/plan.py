@@ -172,7 +172,7 @@ def parts(data_dir: pathlib.Path | None = None, *, toy: bool = False) -> list[Pa
             "classical",
             items(40, *classical),
             "cpu",
-            toys=(f"deep_{images[0]}",),
+            toys=(f"fast_{images[0]}",),
         ),
         Part(
             "precision",

@@ -19,8 +19,6 @@ _TOY_INITIALISER = InitialiserConfig(
     fine_iterations=3,
     softness_stds=(0.4,),
     vary_iterations=3,
-    descent_rounds=1,
-    descent_iterations=3,
 )
 # Long enough that in a run of one chunk no two changes of a schedule fall on one step, which would be another program.
 _TOY_CHUNK = 10

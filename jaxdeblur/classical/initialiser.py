@@ -33,7 +33,6 @@ _FINAL_THRESHOLD, _FINAL_ISLAND = 0.04, 0.05
 # Room left around the kernel when its support is drawn in, as a share of its extent.
 _MARGIN = 0.25
 _TIGHT_SHARES = (0.25, 0.35, 0.5, 0.7)
-_DESCENDED = ", descent"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,7 +203,6 @@ def _vary(model: _Model, best: jax.Array, support: jax.Array) -> dict[str, tuple
     """Kernels refined from one with each softness, then from the best of them with each thinness, and scores; the best first.
 
     Each goes on from where the estimate has come to without annealing, which would lead all of them back to the same kernel.
-    At last the score itself is descended from the best, for as long as that gains enough.
     """
     config = model.config
 
@@ -220,17 +218,6 @@ def _vary(model: _Model, best: jax.Array, support: jax.Array) -> dict[str, tuple
     _, name, kernel, attempt = min(found, key=lambda one: one[0])
     thinnesses = [dataclasses.replace(attempt, kernel=kernel, thinness=thinness) for thinness in config.thinnesses]
     found += varied(thinnesses, [f"{name}, thinness {thinness:g}" for thinness in config.thinnesses])
-    for number in range(1, config.descent_rounds + 1):
-        best_value, name, kernel, attempt = min(found, key=lambda one: one[0])
-        lower = _clean(model.descend(kernel, support, config.descent_iterations))
-        (value,) = model.judge([lower], config.judging_softness_std)
-        if not value < best_value - config.descent_gain:
-            break
-        # What the judge's sharp filter sees and the refinement's robust one does not is seldom the kernel's.
-        before, after = model.judge([kernel, lower], config.softness_stds[0], refining=True)
-        if not after < before:
-            break
-        found.append((value, f"{name.partition(_DESCENDED)[0]}{_DESCENDED} {number}", lower, attempt))
     return {name: (kernel, value) for value, name, kernel, _ in sorted(found, key=lambda one: one[0])}
 
 
@@ -337,34 +324,14 @@ class _Model:
         refined = _side_by_side(variational.refine_kernel, calls)
         return [(kernel, score(evidence, kernel, self.config)) for kernel, evidence in refined]
 
-    def descend(self, kernel: jax.Array, support: jax.Array, iterations: int) -> jax.Array:
-        """A kernel after so many steps down the score itself."""
-        return variational.descend_evidence(
-            self.image,
-            kernel,
-            support=support,
-            iterations=iterations,
-            noise_variance=self.noise_variance,
-            image_softness_std=variational.softness_at(self.scale, self.config.judging_softness_std),
-            thinness=self.config.judging_thinness,
-        )
-
-    def judge(self, kernels: Sequence[jax.Array], softness_std: float, *, refining: bool = False) -> list[float]:
-        """The scores of kernels of one shape, with the same softness for all, and the whitening filter of the judge.
-
-        Args:
-          kernels: to be scored.
-          softness_std: of the sharp image, in pixels of the full size.
-          refining: takes the filter of the refinement in its place.
-        """
-        filter_of = variational.refining_c if refining else variational.judging_c
+    def judge(self, kernels: Sequence[jax.Array], softness_std: float) -> list[float]:
+        """The scores of kernels of one shape, with the same softness for all."""
         calls = [
             {
                 "blurry": self.image,
                 "kernel": kernel,
                 "noise_variance": self.noise_variance,
                 "image_softness_std": variational.softness_at(self.scale, softness_std),
-                "c": filter_of(self.noise_variance),
             }
             for kernel in kernels
         ]

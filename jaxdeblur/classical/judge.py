@@ -43,7 +43,6 @@ def judge(
             pad_kernel(jnp.asarray(kernel), shape),
             noise_variance=variance,
             image_softness_std=config.judging_softness_std,
-            c=variational.judging_c(variance),
         )
         return score(evidence, kernel, config)
 

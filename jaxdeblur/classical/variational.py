@@ -30,7 +30,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.scipy.sparse.linalg import cg
 
 from jaxdeblur.classical.compiled import reproducible_jit
@@ -45,10 +44,6 @@ _KERNEL_STEPS = 8
 _POWER_STEPS = 2
 _JUDGE_ITERATIONS = 12
 SETTLING_ITERATIONS = 8
-# Of √k, whose squares sum to one: larger steps overshoot, and the evidence rises.
-_DESCENT_RATE = 0.005
-# Pixels that are zero could not grow, because the slope in √k is zero there: they begin at this share of the peak.
-_DESCENT_FLOOR = 3e-4
 _SOFTNESS_RADIUS = 3
 _WHITENING_RADIUS = 3
 # What the model does not explain in the differences beside noise, and the largest c. More of it makes the refinement robust,
@@ -57,8 +52,6 @@ _REFINING_ERROR, _LARGEST_REFINING_C = 1e-5, 10.0
 _JUDGING_ERROR, _LARGEST_JUDGING_C = 3e-6, 1.0
 # Where the slope of √k is no longer steeper: a hundredth of a pixel of a kernel of a hundred.
 _THINNEST = 1e-4
-# Of a kernel's pixel, below which the slope of √k is no longer steeper while the evidence is descended.
-_SMALLEST_IN_DESCENT = 1e-7
 _SMALLEST_C = 0.3  # for the filter to stay short
 # Averaging over larger pixels is a blur of its own.
 _REDUCED_SOFTNESS = 0.3
@@ -87,19 +80,16 @@ def judging_c(noise_variance: jax.Array | float) -> jax.Array:
     return jnp.clip(_JUDGING_ERROR / noise_variance, _SMALLEST_C, _LARGEST_JUDGING_C)
 
 
-def observe(blurry: jax.Array, c: jax.Array | float, image_softness_std: jax.Array | float) -> tuple[jax.Array, jax.Array]:
+def observe(blurry: jax.Array, c: jax.Array, image_softness_std: jax.Array | float) -> tuple[jax.Array, jax.Array]:
     """The whitened gradients ``[2, H-7, W-7]`` of the blurry image, and ``w * g``, through which they show the sharp one's."""
     white = whitening_filter(c)
     observed = jax.vmap(lambda gradient: convolve(gradient, white, mode="valid"))(gradients.gradient(blurry))
     return observed, convolve(softness_kernel(image_softness_std), white, mode="full")
 
 
-def thinness_penalty(kernel: jax.Array | np.ndarray, smallest: float = 0.0) -> jax.Array:
-    """``Σ √k``, the negative logarithm of a hyper-Laplacian prior on kernels but for its weight; √n for n equal pixels.
-
-    With ``smallest`` added to every k it can be differentiated where k is zero.
-    """
-    return jnp.sum(jnp.sqrt(jnp.asarray(kernel) + smallest))
+def thinness_penalty(kernel: jax.Array | np.ndarray) -> jax.Array:
+    """``Σ √k``, the negative logarithm of a hyper-Laplacian prior on kernels but for its weight; √n for n equal pixels."""
+    return jnp.sum(jnp.sqrt(jnp.asarray(kernel)))
 
 
 def thinness_slope(kernel: jax.Array, weight: jax.Array | float) -> jax.Array:
@@ -179,69 +169,12 @@ def refine_kernel(
 
 
 @reproducible_jit
-def descend_evidence(
-    blurry: jax.Array,
-    kernel: jax.Array,
-    *,
-    support: jax.Array,
-    iterations: jax.Array | int,
-    noise_variance: jax.Array | float = 1e-6,
-    image_softness_std: jax.Array | float = 0.4,
-    thinness: jax.Array | float = 0.0,
-) -> jax.Array:
-    """Improves a kernel by descending ``F(k) + λ Σ √k`` itself, F as :func:`negative_log_evidence` computes it.
-
-    :func:`refine_kernel` ends near where it began: where there is little noise, the image of one kernel leaves the next hardly
-    any room. Here the kernel takes a step along the slope, x and γ are computed anew for it, from equal variances, and so on.
-    The slope is the partial one, with x, γ as they are. Steps are Adam's (Kingma and Ba, ICLR 2015,
-    https://arxiv.org/abs/1412.6980) in √k on the unit sphere.
-
-    Args:
-      blurry: ``[H, W]`` in [0, 1].
-      kernel: ``[h, h]``, where to start; non-negative, summing to one.
-      support: ``[h, h]``, one where the kernel may have mass and zero elsewhere.
-      iterations: steps; each takes as long as one :func:`negative_log_evidence`.
-      noise_variance: ν.
-      image_softness_std: see :func:`refine_kernel`.
-      thinness: λ.
-
-    Returns:
-      ``[h, h]``, non-negative, summing to one. What the steps leave behind where there should be nothing is not removed.
-    """
-    chex.assert_rank([blurry, kernel], 2)
-    chex.assert_equal_shape([kernel, support])
-    observed, soft = observe(blurry, judging_c(noise_variance), image_softness_std)
-    adam = optax.adam(_DESCENT_RATE, b2=0.95)
-
-    def on_sphere(root: jax.Array) -> jax.Array:
-        return root / jnp.linalg.norm(root)
-
-    def objective(root: jax.Array, sharp: jax.Array, variance: jax.Array) -> jax.Array:
-        kernel = root**2
-        evidence = free_energy(observed, convolve(kernel, soft, mode="full"), sharp, variance, noise_variance)
-        return evidence + thinness * thinness_penalty(kernel, _SMALLEST_IN_DESCENT)
-
-    def descend(_: jax.Array, state: tuple[jax.Array, optax.OptState]) -> tuple[jax.Array, optax.OptState]:
-        root, moments = state
-        whole = convolve(root**2, soft, mode="full")
-        sharp, variance = settle(observed, whole, noise_variance, _JUDGE_ITERATIONS)
-        sharp, _ = image_step(observed, whole, sharp, variance, noise_variance)
-        slope = jax.grad(objective)(root, sharp, variance) * support
-        update, moments = adam.update(slope - root * jnp.vdot(slope, root), moments)
-        return on_sphere(jnp.abs(root + update) * support), moments
-
-    start = on_sphere(jnp.sqrt(kernel + _DESCENT_FLOOR * kernel.max()) * support)
-    return jax.lax.fori_loop(0, iterations, descend, (start, adam.init(start)))[0] ** 2
-
-
-@reproducible_jit
 def negative_log_evidence(
     blurry: jax.Array,
     kernel: jax.Array,
     *,
     noise_variance: jax.Array | float = 1e-6,
     image_softness_std: jax.Array | float = 0.4,
-    c: jax.Array | float | None = None,
 ) -> jax.Array:
     """F(k) per pixel: a variational bound (free energy) of −2 log p(y | k), but for a constant. Lower is better.
 
@@ -253,13 +186,12 @@ def negative_log_evidence(
       kernel: ``[h, h]``, non-negative, summing to one.
       noise_variance: ν.
       image_softness_std: see :func:`refine_kernel`.
-      c: of the whitening filter; None for :func:`judging_c`.
 
     Returns:
       A scalar.
     """
     chex.assert_rank([blurry, kernel], 2)
-    observed, soft = observe(blurry, judging_c(noise_variance) if c is None else c, image_softness_std)
+    observed, soft = observe(blurry, judging_c(noise_variance), image_softness_std)
     whole = convolve(kernel, soft, mode="full")
     sharp, variance = settle(observed, whole, noise_variance, _JUDGE_ITERATIONS)
     return free_energy(observed, whole, sharp, variance, noise_variance)

@@ -42,10 +42,6 @@ class InitialiserConfig:
       judging_thinness: the same where kernels are compared.
       thinnesses: weights tried in its place after the softnesses, from the best of their kernels.
       vary_iterations: variational iterations given to the kernel of full size with each softness and with each thinness.
-      descent_rounds: the best of these kernels then descends the score by which they were compared, in so many rounds at most.
-      descent_iterations: steps of a round.
-      descent_gain: by how much a round must lower the score; if it does not, or raises the score that kernels have under the
-        model in which they are refined, with the first softness, its kernel is not taken, and there is no other round.
       guess_side: guesses are told apart on a level of the pyramid of at most about this many pixels a side.
       guess_window_side: there, on an informative crop of at most so many pixels a side.
       refine_side: on finer levels the kernel is refined on an informative crop of at most this many pixels a side.
@@ -72,9 +68,6 @@ class InitialiserConfig:
     judging_thinness: float = 1e-3
     thinnesses: tuple[float, ...] = (0.0, 3e-3)
     vary_iterations: int = 30
-    descent_rounds: int = 4
-    descent_iterations: int = 15
-    descent_gain: float = 0.005
     guess_side: int = 300
     guess_window_side: int = 192
     refine_side: int = 512
@@ -98,10 +91,6 @@ class InitialiserConfig:
         require(
             0 < self.noise_variance <= self.first_noise_variance,
             "initialiser: noise_variance must be positive and at most first_noise_variance",
-        )
-        require(
-            self.descent_rounds >= 0 and self.descent_iterations >= 1 and self.descent_gain >= 0,
-            "initialiser: descent_iterations must be 1 or more, descent_rounds and descent_gain not negative",
         )
         require(min(self.guess_side, self.refine_side, self.image_side) >= 64, "initialiser: sides must be 64 pixels or more")
 

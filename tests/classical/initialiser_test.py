@@ -99,13 +99,7 @@ def test_the_kernel_is_refined_with_each_softness_then_with_each_thinness(lowest
     monkeypatch.setattr(initialiser, "_side_by_side", lambda program, calls: [program(**call) for call in calls])
     monkeypatch.setattr(initialiser.variational, "refine_kernel", spy)
     config = dataclasses.replace(
-        QUICK,
-        softness_stds=(0.4, 1.0),
-        thinnesses=(0.0, 1e-2),
-        vary_iterations=3,
-        descent_rounds=0,
-        judging_thinness=1e-6,
-        num_finalists=1,
+        QUICK, softness_stds=(0.4, 1.0), thinnesses=(0.0, 1e-2), vary_iterations=3, judging_thinness=1e-6, num_finalists=1
     )
     found = initialiser.estimate_kernel(scene().blurry, config, kernel_size=11, noise_std=NOISE_STD)
     softness = "classical, softness 1" if lowest == 1 else "classical, softness 0.4"
@@ -118,53 +112,6 @@ def test_the_kernel_is_refined_with_each_softness_then_with_each_thinness(lowest
     assert [call["thinness"] for call in varied] == [config.thinness, config.thinness, 0.0, 1e-2]
     assert all(call["first_noise_variance"] == call["noise_variance"] for call in varied)
     np.testing.assert_array_equal(varied[2]["kernel"], found.kernels[softness])
-
-
-@pytest.mark.parametrize("why", ["too little", "not for the refinement"])
-@pytest.mark.parametrize("rounds", [0, 1, 3])
-def test_the_score_is_descended_from_the_best_kernel_for_as_long_as_that_gains(rounds, why, monkeypatch):
-    config = dataclasses.replace(
-        QUICK,
-        softness_stds=(0.7, 1.0),
-        thinnesses=(),
-        vary_iterations=3,
-        descent_rounds=3,
-        descent_iterations=7,
-        descent_gain=0.02,
-        judging_thinness=1e-6,
-        num_finalists=1,
-    )
-    evidences = {"judge": [1.0, 0.0], "refinement": []}
-    for number in range(1, rounds + 1):
-        evidences["judge"].append(-0.1 * number)
-        evidences["refinement"] += [5.0, 4.0]
-    evidences["judge"].append(-0.1 * rounds - (0.01 if why == "too little" else 0.1))
-    evidences["refinement"] += [5.0, 6.0]
-    left, given = {name: iter(values) for name, values in evidences.items()}, []
-
-    def evidence(c, image_softness_std, noise_variance, **_):
-        refining = c == initialiser.variational.refining_c(noise_variance)
-        assert image_softness_std == (0.7 if refining else config.judging_softness_std)
-        assert refining or c == initialiser.variational.judging_c(noise_variance)
-        return next(left["refinement" if refining else "judge"])
-
-    def descend(_, kernel, **call):
-        given.append((kernel, call))
-        return jnp.roll(kernel, 1, 0)
-
-    monkeypatch.setattr(initialiser.variational, "negative_log_evidence", evidence)
-    monkeypatch.setattr(initialiser, "_side_by_side", lambda program, calls: [program(**call) for call in calls])
-    monkeypatch.setattr(initialiser.variational, "descend_evidence", descend)
-    found = initialiser.estimate_kernel(scene().blurry, config, kernel_size=11, noise_std=NOISE_STD)
-    best = "classical, softness 1"
-    names = [best, *(f"{best}, descent {number}" for number in range(1, rounds + 1))]
-    assert list(found.kernels) == [*names[::-1], "classical, softness 0.7"]
-    assert len(given) == min(rounds + 1, 3)
-    for (start, call), name in zip(given, names, strict=False):
-        np.testing.assert_array_equal(start, found.kernels[name])
-        assert call["iterations"] == 7
-        assert call["image_softness_std"] == config.judging_softness_std
-        assert call["thinness"] == config.judging_thinness
 
 
 def test_the_same_image_gives_the_same_bytes(estimate):

@@ -13,7 +13,6 @@ from jaxdeblur.operators.kernels import pad_kernel
 from tests.scenes import scene
 
 SIZE = 11
-NOISE_VARIANCE = 4e-6
 
 
 def refined(kernel, **options):
@@ -87,32 +86,6 @@ def test_refinement_leaves_the_kernel_of_no_blur():
 def test_refinement_stays_at_the_truth(true_kernel):
     found = refined(true_kernel)
     assert kernel_similarity(found, true_kernel) > 0.995
-
-
-def descended(kernel, **options):
-    kernel = jnp.asarray(kernel, jnp.float32)
-    options = {"iterations": 20, "support": jnp.ones_like(kernel), "noise_variance": NOISE_VARIANCE} | options
-    return np.asarray(variational.descend_evidence(jnp.asarray(scene().blurry), kernel, **options))
-
-
-def test_descent_lowers_the_evidence_that_kernels_are_compared_by_and_mends_a_broken_trace(true_kernel):
-    broken = np.where(true_kernel >= np.sort(true_kernel.ravel())[-6], true_kernel, 0.0)  # only the six largest are left
-    broken /= broken.sum()
-    found = descended(broken, iterations=40)
-    assert found.shape == (SIZE, SIZE)
-    assert found.min() >= 0.0
-    assert found.sum() == pytest.approx(1.0, abs=1e-5)
-    before, after = (negative_log_evidence(kernel, noise_variance=NOISE_VARIANCE) for kernel in (broken, found))
-    assert after < before - 0.05
-    assert kernel_similarity(found, true_kernel) > kernel_similarity(broken, true_kernel) + 0.02
-
-
-def test_descent_keeps_to_its_support_and_is_thinner_where_that_weighs_more(true_kernel):
-    support = jnp.zeros((SIZE, SIZE)).at[2:-2, 2:-2].set(1.0)
-    found = descended(true_kernel, support=support)
-    assert (found * (1.0 - support)).sum() == 0.0
-    thin = descended(true_kernel, support=support, thinness=0.05)
-    assert variational.thinness_penalty(thin) < variational.thinness_penalty(found) - 0.1
 
 
 def test_refinement_keeps_to_its_support(true_kernel):
