@@ -693,7 +693,8 @@ def test_kernels_that_vary_from_the_command_line(workplace, cli, monkeypatch):
     status, _, errors = cli(*common, "--kernel=one/blurry_kernel.npy", "--output_dir=two")
     assert (status, errors) == (0, [])
     np.testing.assert_allclose(np.load(workplace / "two/blurry_kernel.npy"), kernels, atol=1e-6)
-    assert (workplace / "two/blurry_deblurred.png").read_bytes() == (workplace / "one/blurry_deblurred.png").read_bytes()
+    found, again = (np.asarray(Image.open(workplace / name / "blurry_deblurred.png"), int) for name in ("one", "two"))
+    assert np.abs(again - found).max() <= 1  # a kernel that is read is normalised again, which rounds otherwise
 
 
 @pytest.mark.parametrize(
