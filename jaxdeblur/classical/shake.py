@@ -1,20 +1,22 @@
-"""Estimating the blur of a camera that turns about its optical axis while it is shaken.
+"""Estimating the blur of a camera that turns while it is shaken.
 
-At the angle θ and the shift s, a pixel at p from the image's middle moves by ``s + θ J p``, with J the turn by a right angle.
-Along the path of an exposure the angle is taken to be a smooth function of the shift, a polynomial without a constant. Light
-that the kernel w of the image's middle throws to s then goes to ``s + θ(s) J p`` at p:
+A turn by small angles about the optical axis and across it moves a pixel at p from the image's middle by
+``s + θ J p + (p·s) p / f²``: s is the shift in the middle, θ the angle about the axis, J the turn by a right angle, and f the
+focal length in pixels. Along the path of an exposure the angle is taken to be a smooth function of the shift, a polynomial
+without a constant. Light that the kernel w of the image's middle throws to s then goes elsewhere at p:
 
-    ``k_p(u) = Σ_s w(s) δ(u − s − θ(s) J p)``
+    ``k_p(u) = Σ_s w(s) δ(u − s − θ(s) J p − (p·s) p / f²)``
 
 The kernels of all places are consistent by construction, places without edges get theirs from those with edges, and a few
-numbers tell how they differ. Without a roll the blur is uniform. Whyte, Sivic, Zisserman, Ponce: "Non-uniform deblurring for
-shaken images", IJCV 2012, https://doi.org/10.1007/s11263-011-0502-7, and Gupta, Joshi, Zitnick, Cohen, Curless: "Single image
-deblurring using motion density functions", ECCV 2010, https://doi.org/10.1007/978-3-642-15549-9_13, seek a density over all
-shifts and angles. Tried, that stayed where it started: the image's posterior explains any kernel too well.
+numbers tell how they differ. With neither a roll nor perspective the blur is uniform. Whyte, Sivic, Zisserman, Ponce:
+"Non-uniform deblurring for shaken images", IJCV 2012, https://doi.org/10.1007/s11263-011-0502-7, and Gupta, Joshi, Zitnick,
+Cohen, Curless: "Single image deblurring using motion density functions", ECCV 2010,
+https://doi.org/10.1007/978-3-642-15549-9_13, seek a density over all shifts and angles. Tried, that stayed where it started:
+the image's posterior explains any kernel too well.
 
-Both are found by marginal likelihood, see :mod:`jaxdeblur.classical.variational`: the image is cut into patches within which
-the kernel hardly varies, each has its own sharp image and variances, and F is summed over them. The polynomial descends the
-minimum of F over images itself, because alternation would hardly move it; w follows by alternation.
+All are found by marginal likelihood, see :mod:`jaxdeblur.classical.variational`: the image is cut into patches within which the
+kernel hardly varies, each has its own sharp image and variances, and F is summed over them. The polynomial and 1/f² descend the
+minimum of F over images itself, because alternation would hardly move them; w follows by alternation.
 """
 
 from __future__ import annotations
@@ -48,31 +50,38 @@ _TURN_ROOM = 0.2
 _MOST_NODES = 20
 # Image steps after which F is taken.
 _SETTLING = 10
+# Of perspective, at the corners: that of a lens of 20 mm before a frame of 36 x 24.
+_MOST_PERSPECTIVE = 1.2
 
 Profile = Callable[[jax.Array], jax.Array]
 
 
-def turned_kernels(kernel: jax.Array, angles: jax.Array, positions: jax.Array) -> jax.Array:
-    """``k_p(u) = Σ_s w(s) δ(u − s − θ(s) J p)``, by linear interpolation; mass that leaves the support is lost.
+def turned_kernels(kernel: jax.Array, angles: jax.Array, perspective: jax.Array | float, positions: jax.Array) -> jax.Array:
+    """``k_p(u) = Σ_s w(s) δ(u − s − θ(s) J p − (p·s) p / f²)``, by linear interpolation; what leaves the support is lost.
 
     Args:
       kernel: w, ``[h, w]``.
       angles: θ, ``[h, w]``, in radians.
+      perspective: 1/f², in 1/pixels².
       positions: p, ``[P, 2]``, rows and columns in pixels from the image's middle.
 
     Returns:
       ``[P, h, w]``.
     """
     chex.assert_equal_shape([kernel, angles])
-    return _kernels(kernel, *_interpolations(angles, positions, _triangle))
+    return _kernels(kernel, *_interpolations(angles, perspective, positions, _triangle))
 
 
-def _interpolations(angles: jax.Array, positions: jax.Array, profile: Profile) -> tuple[jax.Array, jax.Array]:
+def _interpolations(
+    angles: jax.Array, perspective: jax.Array | float, positions: jax.Array, profile: Profile
+) -> tuple[jax.Array, jax.Array]:
     """``[P, h, h w]`` and ``[P, w, h w]``: which share of the mass at each shift goes to each row and to each column."""
     height, width = angles.shape
     rows, columns = (grid.ravel() for grid in jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij"))
     flat = angles.ravel()
-    down, across = rows - flat * positions[:, 1:], columns + flat * positions[:, :1]
+    down, across = positions[:, :1], positions[:, 1:]
+    along = perspective * (down * (rows - height // 2) + across * (columns - width // 2))
+    down, across = rows - flat * across + along * down, columns + flat * down + along * across
 
     def shares(targets: jax.Array, places: jax.Array) -> jax.Array:
         return profile(targets[None, :, None] - places[:, None, :])
@@ -110,6 +119,7 @@ def refine_turning(
     patches: jax.Array,
     kernel: jax.Array,
     angles: jax.Array,
+    perspective: jax.Array | float,
     positions: jax.Array,
     *,
     support: jax.Array,
@@ -119,7 +129,7 @@ def refine_turning(
     image_softness_std: jax.Array | float,
     thinness: jax.Array | float = 0.0,
 ) -> jax.Array:
-    """Improves w by alternating the minimisation of ``Σ_p F(k_p)`` over images, their variances and w, with θ kept.
+    """Improves w by alternating the minimisation of ``Σ_p F(k_p)`` over images, their variances and w; the rest is kept.
 
     The image step is that of :func:`jaxdeblur.classical.variational.refine_kernel` for every patch; the kernel step solves
     ``min_{w≥0} Σ_p [‖X_p k_p − y_p‖² + Σ_i C_pi ‖k_p * g‖²]`` with ``k_p`` as in
@@ -129,6 +139,7 @@ def refine_turning(
       patches: ``[P, H, W]`` in [0, 1], parts of the blurry image.
       kernel: w, ``[h, w]``, where to start; non-negative, summing to one.
       angles: θ, ``[h, w]``, in radians.
+      perspective: 1/f², in 1/pixels².
       positions: ``[P, 2]``, of the patches' middles in pixels from the image's.
       support: ``[h, w]``, one where w may have mass and zero elsewhere.
       iterations: alternations.
@@ -143,7 +154,7 @@ def refine_turning(
     chex.assert_rank([patches, kernel, positions], [3, 2, 2])
     chex.assert_equal_shape([kernel, angles, support])
     observed, soft = _observe(patches, vb.refining_c(noise_variance), image_softness_std)
-    interpolations = _interpolations(angles, positions, _spline)
+    interpolations = _interpolations(angles, perspective, positions, _spline)
 
     def whole_kernels(kernel: jax.Array) -> jax.Array:
         return jax.vmap(lambda own: vb.convolve(own, soft, mode="full"))(_kernels(kernel, *interpolations))
@@ -190,13 +201,14 @@ def evidence_and_slope(
     patches: jax.Array,
     kernel: jax.Array,
     coefficients: jax.Array,
+    perspective: jax.Array,
     basis: jax.Array,
     positions: jax.Array,
     *,
     noise_variance: jax.Array | float,
     image_softness_std: jax.Array | float,
-) -> tuple[jax.Array, jax.Array]:
-    """F per pixel, the mean over patches of its minimum over images and variances, and its slope in the coefficients of θ.
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """F per pixel, the mean over patches of its minimum over images and variances, and its slope in θ's coefficients and 1/f².
 
     At that minimum the slope is the partial one, with images and variances as they are.
 
@@ -204,19 +216,21 @@ def evidence_and_slope(
       patches: ``[P, H, W]`` in [0, 1].
       kernel: w, ``[h, w]``, non-negative, summing to one.
       coefficients: ``[n]`` of ``θ(s) = Σ_j c_j φ_j(s)``.
+      perspective: 1/f², in 1/pixels².
       basis: φ, ``[n, h, w]``.
       positions: ``[P, 2]``.
       noise_variance: ν.
       image_softness_std: of g, in pixels.
 
     Returns:
-      A scalar, and ``[n]``.
+      A scalar, and ``[n]`` and a scalar.
     """
     chex.assert_rank([patches, kernel, coefficients, basis, positions], [3, 2, 1, 3, 2])
     observed, soft = _observe(patches, vb.judging_c(noise_variance), image_softness_std)
 
-    def mean_evidence(coefficients: jax.Array) -> jax.Array:
-        kernels = _kernels(kernel, *_interpolations(jnp.tensordot(coefficients, basis, 1), positions, _spline))
+    def mean_evidence(coefficients: jax.Array, perspective: jax.Array) -> jax.Array:
+        angles = jnp.tensordot(coefficients, basis, 1)
+        kernels = _kernels(kernel, *_interpolations(angles, perspective, positions, _spline))
         # What has left the support must not be missed as light.
         kernels = kernels / kernels.sum((1, 2), keepdims=True)
         whole = jax.vmap(lambda own: vb.convolve(own, soft, mode="full"))(kernels)
@@ -224,24 +238,26 @@ def evidence_and_slope(
         sharp, variance = jax.lax.stop_gradient(settled)
         return jax.vmap(vb.free_energy, (0, 0, 0, 0, None))(observed, whole, sharp, variance, noise_variance).mean()
 
-    return jax.value_and_grad(mean_evidence)(coefficients)
+    return jax.value_and_grad(mean_evidence, (0, 1))(coefficients, perspective)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Turning:
-    """A kernel, and the camera's angle at each of its shifts.
+    """A kernel, the camera's angle at each of its shifts, and its perspective.
 
     Attributes:
       kernel: w, ``[h, h]``, non-negative, summing to one; its centre pixel is no shift.
       coefficients: ``[n]`` of θ in monomials of the shift, in pixels by which a corner of the image moves.
       reach: of the kernel in pixels: a shift of this is one to the monomials.
       corner: how many pixels the image's corner is from its middle.
+      perspective: by which share of a shift towards a corner that corner moves further than the middle.
     """
 
     kernel: np.ndarray
     coefficients: np.ndarray
     reach: float
     corner: float
+    perspective: float = 0.0
 
     def basis(self, degree: int) -> np.ndarray:
         """``[n, h, h]``: the angles in radians that coefficients of one stand for.
@@ -265,6 +281,11 @@ class Turning:
         return np.tensordot(self.coefficients, self.basis(degree), 1).astype(np.float32)
 
     @property
+    def inverse_square_of_focal_length(self) -> float:
+        """1/f², in 1/pixels²."""
+        return self.perspective / self.corner**2
+
+    @property
     def roll_std(self) -> float:
         """Standard deviation of the angle over the exposure, in radians."""
         return float(np.sqrt(np.sum(self.kernel * self.angles**2)))
@@ -277,7 +298,7 @@ class Turning:
     def resized(self, size: int, scale: float) -> Turning:
         """The same on a support of ``size``, for an image larger by ``scale``."""
         kernel = np.asarray(resize_kernel(jnp.asarray(self.kernel), (size, size), scale=scale))
-        return Turning(kernel, self.coefficients * scale, self.reach * scale, self.corner * scale)
+        return Turning(kernel, self.coefficients * scale, self.reach * scale, self.corner * scale, self.perspective)
 
     def cleaned(self) -> Turning:
         """The same without what is faint or isolated in the kernel, which is noise, and pulls at the angle's mean."""
@@ -287,19 +308,21 @@ class Turning:
     def field(self, shape: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
         """``[*grid, h', h']``: the kernels, each summing to one, in the middles of the equal parts of an image of ``shape``."""
         # Room for what the turn moves beyond the support, and for the kernel to be put in the middle.
-        room = math.ceil(np.abs(self.angles[self.kernel > 0.0]).max() * self.corner) + 1
+        turn = np.abs(self.angles[self.kernel > 0.0]).max() * self.corner
+        room = math.ceil(turn + self.perspective * len(self.kernel) / 2) + 1
         kernel, angles = np.pad(self.kernel, room), np.pad(self.angles, room)
         shift = np.round(np.asarray(centring_shift(jnp.asarray(kernel), subpixel=False))).astype(int)
         kernel, angles = (np.roll(array, shift, (0, 1)) for array in (kernel, angles))
         middles = [patch_middles(n, count) - (n - 1) / 2 for n, count in zip(shape, grid, strict=True)]
         positions = np.stack(np.meshgrid(*middles, indexing="ij"), axis=-1).reshape(-1, 2)
-        kernels = _clean_kernels(jnp.asarray(kernel), jnp.asarray(angles), jnp.asarray(positions, jnp.float32))
+        places = jnp.asarray(positions, jnp.float32)
+        kernels = _clean_kernels(jnp.asarray(kernel), jnp.asarray(angles), self.inverse_square_of_focal_length, places)
         return _tight(np.asarray(kernels).reshape(*grid, *kernel.shape))
 
 
 @jax.jit
-def _clean_kernels(kernel: jax.Array, angles: jax.Array, positions: jax.Array) -> jax.Array:
-    kernels = jax.vmap(lambda own: drop_faint(own, _FAINT))(turned_kernels(kernel, angles, positions))
+def _clean_kernels(kernel: jax.Array, angles: jax.Array, perspective: jax.Array, positions: jax.Array) -> jax.Array:
+    kernels = jax.vmap(lambda own: drop_faint(own, _FAINT))(turned_kernels(kernel, angles, perspective, positions))
     return kernels / kernels.sum((1, 2), keepdims=True)
 
 
@@ -462,6 +485,7 @@ class _Level:
             self.patches,
             jnp.asarray(turning.kernel),
             jnp.asarray(turning.angles),
+            turning.inverse_square_of_focal_length,
             self.positions,
             support=self.support,
             iterations=iterations,
@@ -473,31 +497,35 @@ class _Level:
         return dataclasses.replace(turning, kernel=np.asarray(kernel))
 
     def descended(self, turning: Turning, descents: int) -> Turning:
-        """With other coefficients, w being kept: by L-BFGS."""
+        """With other coefficients and another perspective, w being kept: by L-BFGS."""
         if descents == 0:
             return turning
-        basis = jnp.asarray(turning.basis(_degree(len(turning.coefficients))))
 
-        def evidence(coefficients: np.ndarray) -> tuple[float, np.ndarray]:
-            value, slope = self._evidence_and_slope(turning, jnp.asarray(coefficients, jnp.float32), basis)
-            return float(value), np.asarray(slope, np.float64)
+        def moved(numbers: np.ndarray) -> Turning:
+            """All numbers are pixels by which a corner moves."""
+            return dataclasses.replace(turning, coefficients=numbers[:-1], perspective=numbers[-1] / turning.reach)
 
+        def evidence(numbers: np.ndarray) -> tuple[float, np.ndarray]:
+            value, (slope, perspective) = self._evidence_and_slope(moved(numbers))
+            return float(value), np.append(slope, perspective / (turning.reach * turning.corner**2)).astype(np.float64)
+
+        start = np.append(turning.coefficients, turning.perspective * turning.reach)
+        bounds = [(None, None)] * len(turning.coefficients) + [(0.0, _MOST_PERSPECTIVE * turning.reach)]
         options = {"maxiter": descents, "maxfun": 2 * descents}
-        found = scipy.optimize.minimize(evidence, turning.coefficients, jac=True, method="L-BFGS-B", options=options)
-        return dataclasses.replace(turning, coefficients=found.x)
+        found = scipy.optimize.minimize(evidence, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+        return moved(found.x)
 
     def evidence(self, turning: Turning) -> float:
         """F per pixel."""
-        turning = turning.of_degree(max(1, _degree(len(turning.coefficients))))
-        basis = jnp.asarray(turning.basis(_degree(len(turning.coefficients))))
-        return float(self._evidence_and_slope(turning, jnp.asarray(turning.coefficients, jnp.float32), basis)[0])
+        return float(self._evidence_and_slope(turning.of_degree(max(1, _degree(len(turning.coefficients)))))[0])
 
-    def _evidence_and_slope(self, turning: Turning, coefficients: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _evidence_and_slope(self, turning: Turning) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         return evidence_and_slope(
             self.patches,
             jnp.asarray(turning.kernel),
-            coefficients,
-            basis,
+            jnp.asarray(turning.coefficients, jnp.float32),
+            jnp.asarray(turning.inverse_square_of_focal_length, jnp.float32),
+            jnp.asarray(turning.basis(_degree(len(turning.coefficients)))),
             self.positions,
             noise_variance=self.noise_variance,
             image_softness_std=self.softness_std,

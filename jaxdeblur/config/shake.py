@@ -13,7 +13,7 @@ BLURS: tuple[str, ...] = get_args(Blur)
 
 @dataclasses.dataclass(frozen=True)
 class ShakeConfig:
-    """A turning camera: a kernel, and the camera's angle at each of its shifts.
+    """A turning camera: a kernel, the camera's angle at each of its shifts, and its perspective.
 
     See :mod:`jaxdeblur.classical.shake` for the equations. The estimate goes in rounds; the settings that have several values
     have one for each.
@@ -21,8 +21,8 @@ class ShakeConfig:
     Attributes:
       scales: of the image in each round, as shares of its size.
       degrees: of the polynomial that the angle is of the shift.
-      descents: steps by which its coefficients descend the negative log evidence, at most; at full size, where that is rough,
-        none.
+      descents: steps by which its coefficients and the perspective descend the negative log evidence, at most; at full size,
+        where that is rough, none.
       iterations: variational ones by which the kernel is refined thereafter.
       patch_side: of the patches that are looked at, in pixels at full size, or twice the kernel's side if that is more.
       num_patches: at most so many of them.
@@ -34,12 +34,12 @@ class ShakeConfig:
     scales: tuple[float, ...] = (0.5, 0.5, 0.5, 0.5, 1.0)
     degrees: tuple[int, ...] = (1, 1, 2, 2, 2)
     descents: tuple[int, ...] = (8, 6, 8, 6, 0)
-    iterations: tuple[int, ...] = (30, 30, 30, 30, 15)
+    iterations: tuple[int, ...] = (30, 30, 30, 30, 60)
     patch_side: int = 128
     num_patches: int = 24
     largest_side: int = 1024
     node_spacing: int = 80
-    smallest_gain: float = 0.02
+    smallest_gain: float = 0.03
 
     def __post_init__(self) -> None:
         rounds = {len(self.scales), len(self.degrees), len(self.descents), len(self.iterations)}

@@ -264,6 +264,8 @@ def _see_shake(case: Case, progress: Progress | None) -> None:
         )
     if case.shake.kernels is not None:
         case.kernels[VARYING] = case.shake.kernels
+        if case.shake.gain < config.shake.smallest_gain:
+            case.warnings.append("kernels that vary explain this image hardly better than one does; try --blur=auto")
 
 
 def _optimise(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
+from experiments.shake3d import Shake
 from jaxdeblur import InputError
 from jaxdeblur.classical import shake
 from jaxdeblur.config import InitialiserConfig, ShakeConfig
@@ -21,9 +22,10 @@ QUICK_SHAKE = ShakeConfig(
 SIDE, SIZE = 192, 13
 
 
-def turning(shape, *, roll=6.0):
+def turning(shape, *, roll=6.0, perspective=0.0):
     """A bent path along which the camera rolls, by ``roll`` times the path in pixels at the corners of an image."""
-    return shake.Turning(motion_kernel(SIZE), np.array([0.1 * roll, 0.5 * roll]), SIZE // 2 - 1, math.hypot(*shape) / 2)
+    coefficients, corner = np.array([0.1 * roll, 0.5 * roll]), math.hypot(*shape) / 2
+    return shake.Turning(motion_kernel(SIZE), coefficients, SIZE // 2 - 1, corner, perspective)
 
 
 def warped(latent, known, shape):
@@ -36,14 +38,19 @@ def warped(latent, known, shape):
     total = np.zeros(shape)
     for i, j in np.argwhere(known.kernel > 0):
         angle = known.angles[i, j]
-        place = (rows + margin[0] - (i - half) + angle * across, columns + margin[1] - (j - half) - angle * down)
+        along = known.perspective / known.corner**2 * (down * (i - half) + across * (j - half))
+        place = (
+            rows + margin[0] - (i - half) + angle * across - along * down,
+            columns + margin[1] - (j - half) - angle * down - along * across,
+        )
         total += known.kernel[i, j] * scipy.ndimage.map_coordinates(spline, place, prefilter=False)
     return total
 
 
-def test_equals_the_sum_of_warped_images():
+@pytest.mark.parametrize(("roll", "perspective"), [(6.0, 0.0), (4.0, 0.7)])
+def test_equals_the_sum_of_warped_images(roll, perspective):
     shape = (96, 90)
-    known = turning(shape)
+    known = turning(shape, roll=roll, perspective=perspective)
     kernels = known.field(shape, (12, 12))
     size = kernels.shape[-1]
     latent = scipy.ndimage.gaussian_filter(dead_leaves(96 + size - 1, 4), 1.0)[:, : 90 + size - 1]
@@ -60,11 +67,11 @@ def test_kernels_are_linear_in_the_middles_and_have_an_adjoint():
     positions = jnp.asarray(20.0 * generator.normal(size=(4, 2)), jnp.float32)
     angles = jnp.asarray(0.05 * generator.normal(size=(7, 5)), jnp.float32)
     kernel, kernels = (jnp.asarray(generator.normal(size=shape), jnp.float32) for shape in ((7, 5), (4, 7, 5)))
-    interpolations = shake._interpolations(angles, positions, shake._triangle)
-    forward = shake.turned_kernels(kernel, angles, positions)
+    interpolations = shake._interpolations(angles, 1e-3, positions, shake._triangle)
+    forward = shake.turned_kernels(kernel, angles, 1e-3, positions)
     backward = shake._kernels_adjoint(kernels, *interpolations)
     np.testing.assert_allclose(jnp.vdot(forward, kernels), jnp.vdot(kernel, backward), rtol=1e-4)
-    in_the_middle = shake.turned_kernels(kernel, angles, jnp.zeros((1, 2)))
+    in_the_middle = shake.turned_kernels(kernel, angles, 1e-3, jnp.zeros((1, 2)))
     np.testing.assert_allclose(in_the_middle[0], kernel, atol=1e-6)
 
 
@@ -101,6 +108,22 @@ def test_resizing_keeps_the_angles():
     larger = known.resized(2 * SIZE + 1, 2.0)
     assert larger.roll_std == pytest.approx(known.roll_std, rel=0.1)
     assert known.of_degree(2).roll_std == pytest.approx(known.roll_std, rel=1e-6)
+
+
+def test_perspective_is_that_of_a_pinhole_camera():
+    """Pitch and yaw alone, as homographies: at the sides of a wide lens's image light moves further than in the middle."""
+    shape, margin = (180, 270), 15
+    camera = Shake(extent=15.0, roll=1e-3, focal_length=24.0, seed=(3,))
+    exact = camera.kernels(shape, margin, (3, 3))
+    inner, focal_length = np.array(shape) - 2 * margin, 24.0 * max(shape) / 36.0
+    perspective = (math.hypot(*inner) / 2 / focal_length) ** 2
+    similar = []
+    for found in (perspective, 0.0):
+        known = shake.Turning(camera.kernels(shape, margin, (1, 1))[0, 0], np.zeros(2), 7.0, math.hypot(*inner) / 2, found)
+        field = known.field(tuple(inner), (3, 3))
+        similar.append([kernel_similarity(field[at], exact[at]) for at in ((0, 0), (1, 0), (2, 2))])
+    assert np.min(similar[0]) > 0.9
+    assert np.all(np.array(similar[0]) > np.array(similar[1]) + 0.05)
 
 
 @pytest.fixture(scope="module")
