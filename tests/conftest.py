@@ -30,6 +30,15 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(lambda: os.environ.pop(_CACHE))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests first: one that begins last is waited for by all other processes."""
+
+    def minutes(item: pytest.Item) -> float:
+        return max((mark.kwargs.get("minutes", 0) for mark in item.iter_markers("slow")), default=0)
+
+    items.sort(key=lambda item: -minutes(item))
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _clear_executables() -> Iterator[None]:
     """Programs of one module are of no use to the next, and each takes memory and mappings, which are few."""

@@ -456,7 +456,7 @@ def test_bfloat16_is_rounded_to_inside_and_nowhere_else():
         assert float(layers.conv1x1(image, matrix)[0, 0]) == pytest.approx(1.001, abs=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=5)
 def test_a_dry_run_goes_through_everything(tmp_path):
     pytest.importorskip("torch", reason="half of the pack is a comparison with it")
     arguments = [

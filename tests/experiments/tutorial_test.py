@@ -29,7 +29,7 @@ def test_it_is_kept_without_outputs_and_has_an_equation_beside_each_step():
     assert all("$" in step or "table" in step for step in steps)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=3)
 def test_it_runs(tmp_path, monkeypatch):
     shutil.copytree(ROOT / "experiments" / "sample", tmp_path / "sample")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
