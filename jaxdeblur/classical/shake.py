@@ -81,12 +81,12 @@ def _interpolations(
     flat = angles.ravel()
     down, across = positions[:, :1], positions[:, 1:]
     along = perspective * (down * (rows - height // 2) + across * (columns - width // 2))
-    down, across = rows - flat * across + along * down, columns + flat * down + along * across
+    to_row, to_column = rows - flat * across + along * down, columns + flat * down + along * across
 
     def shares(targets: jax.Array, places: jax.Array) -> jax.Array:
         return profile(targets[None, :, None] - places[:, None, :])
 
-    return shares(jnp.arange(height), down), shares(jnp.arange(width), across)
+    return shares(jnp.arange(height), to_row), shares(jnp.arange(width), to_column)
 
 
 def _triangle(distance: jax.Array) -> jax.Array:
@@ -298,7 +298,13 @@ class Turning:
     def resized(self, size: int, scale: float) -> Turning:
         """The same on a support of ``size``, for an image larger by ``scale``."""
         kernel = np.asarray(resize_kernel(jnp.asarray(self.kernel), (size, size), scale=scale))
-        return Turning(kernel, self.coefficients * scale, self.reach * scale, self.corner * scale, self.perspective)
+        return dataclasses.replace(
+            self,
+            kernel=kernel,
+            coefficients=self.coefficients * scale,
+            reach=self.reach * scale,
+            corner=self.corner * scale,
+        )
 
     def cleaned(self) -> Turning:
         """The same without what is faint or isolated in the kernel, which is noise, and pulls at the angle's mean."""
@@ -314,9 +320,8 @@ class Turning:
         shift = np.round(np.asarray(centring_shift(jnp.asarray(kernel), subpixel=False))).astype(int)
         kernel, angles = (np.roll(array, shift, (0, 1)) for array in (kernel, angles))
         middles = [patch_middles(n, count) - (n - 1) / 2 for n, count in zip(shape, grid, strict=True)]
-        positions = np.stack(np.meshgrid(*middles, indexing="ij"), axis=-1).reshape(-1, 2)
-        places = jnp.asarray(positions, jnp.float32)
-        kernels = _clean_kernels(jnp.asarray(kernel), jnp.asarray(angles), self.inverse_square_of_focal_length, places)
+        positions = jnp.asarray(np.stack(np.meshgrid(*middles, indexing="ij"), axis=-1).reshape(-1, 2), jnp.float32)
+        kernels = _clean_kernels(jnp.asarray(kernel), jnp.asarray(angles), self.inverse_square_of_focal_length, positions)
         return _tight(np.asarray(kernels).reshape(*grid, *kernel.shape))
 
 
