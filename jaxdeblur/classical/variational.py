@@ -152,7 +152,8 @@ def refine_kernel(
 
     def alternate(_: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         sharp, variance, kernel, steepest, noise = state
-        sharp, uncertainty = image_step(observed, convolve(kernel, soft, mode="full"), sharp, variance, noise)
+        whole = convolve(kernel, soft, mode="full")
+        sharp, uncertainty = image_step(observed, whole, sharp, variance, noise)
         target, lags = kernel_normal_equations(observed, kernel, soft, sharp, uncertainty)
         target = target - thinness_slope(kernel, thinness * noise * observed.size)
         kernel, steepest = nonnegative_minimum(blur.stationary_blur(lags), target, kernel, steepest, support)
@@ -212,7 +213,7 @@ def free_energy(
     observed: jax.Array, whole: jax.Array, sharp: jax.Array, variance: jax.Array, noise: jax.Array | float
 ) -> jax.Array:
     """F per pixel at given x and γ."""
-    forward, _ = blur.valid_blur(whole, (sharp.shape[-2], sharp.shape[-1]))
+    forward, _ = blur.valid_blur(whole, (sharp.shape[-2], sharp.shape[-1]), pairs=True)
     misfit = jnp.sum((forward(sharp) - observed) ** 2) / noise
     prior = sharp**2 / variance + jnp.log(noise + variance * _seen_energy(observed, whole))
     return (misfit + blur.crop_to_blurry(prior, (whole.shape[0], whole.shape[1])).sum()) / observed.size
@@ -225,15 +226,25 @@ def _support(observed: jax.Array, kernel: jax.Array, soft: jax.Array) -> tuple[i
 
 def _seen_energy(observed: jax.Array, whole: jax.Array) -> jax.Array:
     """``‖k‖²_i``: how much of the kernel's energy the blurry image holds of every pixel of the sharp one."""
-    # FFT rounding makes it slightly negative where nothing is seen.
-    return jnp.maximum(blur.blur_valid_adjoint(jnp.ones(observed.shape[-2:]), whole**2), 0.0)
+
+    def seen(side: int, reach: int) -> jax.Array:
+        """``[side+reach-1, reach]``: one where a pixel of the sharp image is seen through that row of the kernel."""
+        place = jnp.arange(side + reach - 1)[:, None] + jnp.arange(reach) - (reach - 1)
+        return ((place >= 0) & (place < side)).astype(whole.dtype)
+
+    rows, columns = (seen(side, reach) for side, reach in zip(observed.shape[-2:], whole.shape, strict=True))
+    return rows @ whole**2 @ columns.T
 
 
 def image_step(
-    observed: jax.Array, whole: jax.Array, sharp: jax.Array, variance: jax.Array, noise: jax.Array | float
+    observed: jax.Array,
+    whole: jax.Array,
+    sharp: jax.Array,
+    variance: jax.Array,
+    noise: jax.Array | float,
 ) -> tuple[jax.Array, jax.Array]:
     """Posterior mean and (diagonal) variance of the sharp image's gradients, ``[2, H', W']`` each."""
-    forward, adjoint = blur.valid_blur(whole, (sharp.shape[-2], sharp.shape[-1]))
+    forward, adjoint = blur.valid_blur(whole, (sharp.shape[-2], sharp.shape[-1]), pairs=True)
     uncertainty = 1.0 / (_seen_energy(observed, whole) / noise + 1.0 / variance)
 
     def normal(candidate: jax.Array) -> jax.Array:
@@ -262,14 +273,15 @@ def kernel_normal_equations(
     size, radius = (kernel.shape[0], kernel.shape[1]), soft.shape[0] // 2
     rows, columns = observed.shape[-2:]
     height, width = sharp.shape[-2:]
-    soften, _ = blur.valid_blur(soft, (height, width))
+    soften, _ = blur.valid_blur(soft, (height, width), pairs=True)
     shown = jnp.zeros((rows + size[0] - 1, columns + size[1] - 1)).at[size[0] - 1 : rows, size[1] - 1 : columns].set(1.0)
     softness = in_the_middle(convolve(soft, soft, mode="full"), (2 * size[0] - 1, 2 * size[1] - 1))
     softened = soften(sharp)
-    rest = blur.blur_valid(softened * (1.0 - shown), kernel)
-    target = blur.valid_blur_of(softened * shown, size)[1](observed - rest)
+    seen = softened * shown
+    rest = blur.valid_blur(kernel, (softened.shape[-2], softened.shape[-1]), pairs=True)[0](softened - seen)
+    target = blur.valid_blur_of(seen, size, pairs=True)[1](observed - rest)
     spread = uncertainty.sum(0)[radius : height - radius, radius : width - radius]
-    return target, blur.correlation_lags(softened * shown, size) + jnp.sum(spread * shown) * softness
+    return target, blur.correlation_lags(seen, size, pairs=True) + jnp.sum(spread * shown) * softness
 
 
 def in_the_middle(array: jax.Array, shape: tuple[int, int]) -> jax.Array:

@@ -123,6 +123,27 @@ def test_the_blur_as_an_operator_of_the_kernel(blurry_shape, kernel_shape, count
     np.testing.assert_allclose(jnp.vdot(forward(kernel), blurry) / scale, jnp.vdot(kernel, adjoint(blurry)) / scale, atol=1e-4)
 
 
+@settings(max_examples=8, deadline=None)
+@given(SIDES, KERNELS, st.integers(0, 2**16))
+def test_pairs_are_blurred_as_two_images_are(blurry_shape, kernel_shape, seed):
+    images, kernel = normal(seed, (2, *blur.latent_shape(blurry_shape, kernel_shape))), normal(seed + 1, kernel_shape)
+    blurry = normal(seed + 2, (2, *blurry_shape))
+    usual, paired = (blur.valid_blur(kernel, images.shape[-2:], pairs=pairs) for pairs in (False, True))
+    chex.assert_trees_all_close(paired[0](images), usual[0](images), atol=1e-4)
+    chex.assert_trees_all_close(paired[1](blurry), usual[1](blurry), atol=1e-4)
+    usual, paired = (blur.valid_blur_of(images, kernel_shape, pairs=pairs) for pairs in (False, True))
+    chex.assert_trees_all_close(paired[0](kernel), usual[0](kernel), atol=1e-4)
+    chex.assert_trees_all_close(paired[1](blurry), usual[1](blurry), atol=1e-3)
+    lags = [blur.correlation_lags(images, kernel_shape, pairs=pairs) for pairs in (False, True)]
+    chex.assert_trees_all_close(lags[1], lags[0], atol=1e-3)
+
+
+def test_a_pair_is_two_images():
+    forward, _ = blur.valid_blur(normal(0, (5, 5)), (20, 20), pairs=True)
+    with pytest.raises(AssertionError):
+        forward(normal(1, (3, 20, 20)))
+
+
 def test_operators_refuse_other_shapes_than_their_own():
     forward, _ = blur.valid_blur(normal(0, (5, 5)), (20, 20))
     with pytest.raises(AssertionError):
