@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 
@@ -45,3 +45,18 @@ def side_by_side(
             yield from pool.map(function, items)
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def compile_side_by_side(calls: Sequence[tuple[jax.stages.Wrapped, Mapping[str, Any]]]) -> None:
+    """Compiles programs before they are called, on CPUs several at a time, where one compilation keeps one core busy.
+
+    Args:
+      calls: programs, each with the keyword arguments of a call to come; ``jax.ShapeDtypeStruct`` in place of arrays.
+    """
+
+    def compile_one(call: tuple[jax.stages.Wrapped, Mapping[str, Any]]) -> None:
+        program, arguments = call
+        program.lower(**arguments).compile()  # jax keeps it for calls with arguments of these types
+
+    for _ in side_by_side(compile_one, calls):
+        pass

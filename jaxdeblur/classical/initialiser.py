@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import scipy.ndimage
 
 from jaxdeblur.classical import kernel_l0, variational
-from jaxdeblur.classical.compiled import side_by_side
+from jaxdeblur.classical.compiled import compile_side_by_side, side_by_side
 from jaxdeblur.classical.judge import score
 from jaxdeblur.config import InitialiserConfig
 from jaxdeblur.operators.kernels import centre_kernel, crop_kernel, pad_kernel, resize_kernel
@@ -142,6 +143,7 @@ def _estimate(
         if progress is not None:
             progress(done, total)
 
+    compile_side_by_side(_programs(levels, judged_at, config))
     guesses = _guess(blurry, config, levels[: judged_at + 1], report)
     guesses = [guesses[index] for index in _distinct(guesses, range(len(guesses)))]
     image = _resize(blurry, levels[judged_at])
@@ -169,7 +171,7 @@ def _estimate(
         model = _Model.of(image[informative_crop(np.asarray(image), config.refine_side)], config, noise_std, level.scale)
         if index > judged_at:
             side = level.kernel_size
-            best = resize_kernel(_clean(best), (side, side), scale=level.scale / levels[index - 1].scale)
+            best = _resize_kernel(_clean(best), (side, side), scale=level.scale / levels[index - 1].scale)
         iterations = config.refine_iterations if index == judged_at else config.fine_iterations
         while True:  # until the kernel does not reach the border of its support, or that is all there is
             support = _support(level.kernel_size, shares[0])
@@ -238,36 +240,80 @@ class _Attempt:
     thinness: float
 
 
+def _programs(
+    levels: Sequence[kernel_l0.Level], judged_at: int, config: InitialiserConfig
+) -> list[tuple[jax.stages.Wrapped, dict[str, Any]]]:
+    """The programs of an estimate, each with the shapes that it will be called with, and with any numbers."""
+    array: Callable[..., Any] = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+    judged, last = levels[judged_at], levels[-1]
+    whole = max(judged.shape)
+    refined = [(judged, config.guess_window_side, config.guess_iterations), (judged, whole, config.finalist_iterations)]
+    refined += [(judged, config.refine_side, config.refine_iterations)]
+    refined += [(level, config.refine_side, config.fine_iterations) for level in levels[judged_at + 1 :]]
+    refined += [(last, config.refine_side, config.vary_iterations)]
+    compared = [(judged, whole, config.finalist_iterations), (last, config.refine_side, config.vary_iterations)]
+
+    programs: dict[Any, tuple[jax.stages.Wrapped, dict[str, Any]]] = {}
+    for level in levels[: judged_at + 1]:
+        kernel = array((level.kernel_size, level.kernel_size))
+        (call,) = _guess_calls(array(level.shape), [kernel], _guess_settings(config)[:1], 0)
+        programs[level] = (kernel_l0.estimate_level, call)
+    for purpose, looks in (("refine", refined), ("judge", compared)):
+        for level, side, iterations in looks:
+            if iterations == 0:
+                continue
+            kernel = array((level.kernel_size, level.kernel_size))
+            model = _Model.of(array((min(side, level.shape[0]), min(side, level.shape[1]))), config, 0.0, level.scale)
+            if purpose == "refine":
+                (call,) = model.refine_calls([model.attempt(kernel, kernel)], iterations)
+                programs[purpose, model.image.shape, kernel.shape] = (variational.refine_kernel, call)
+            else:
+                (call,) = model.judge_calls([kernel], config.judging_softness_std)
+                programs[purpose, model.image.shape, kernel.shape] = (variational.negative_log_evidence, call)
+    return list(programs.values())
+
+
 def _guess(
     blurry: np.ndarray, config: InitialiserConfig, levels: Sequence[kernel_l0.Level], report: Callable[[int], None]
 ) -> list[jax.Array]:
     """A guess under the L0 prior for every choice of settings that ``config`` asks for, on the last level's support."""
+    settings = _guess_settings(config)
+    guesses = [kernel_l0.first_kernel(levels[0].kernel_size)] * len(settings)
+    for index, level in enumerate(levels):
+        if index:
+            ratio, side = level.scale / levels[index - 1].scale, level.kernel_size
+            guesses = [_resize_kernel(guess, (side, side), scale=ratio) for guess in guesses]
+        calls = _guess_calls(_resize(blurry, level), guesses, settings, index * config.level_iterations)
+        guesses = _side_by_side(kernel_l0.estimate_level, calls)
+        report(index)
+    return guesses
+
+
+def _guess_settings(config: InitialiserConfig) -> list[tuple[float, float, float, int]]:
+    """Share of the support, weight of the L0 prior, ridge and alternations per level of every guess."""
     settings = [
         (share, weight, config.kernel_ridge, config.level_iterations)
         for share in config.support_shares
         for weight in config.gradient_weights
     ]
-    settings += [(1.0, weight, config.patient_ridge, config.patient_iterations) for weight in config.patient_weights]
-    guesses = [kernel_l0.first_kernel(levels[0].kernel_size)] * len(settings)
-    for index, level in enumerate(levels):
-        if index:
-            ratio, side = level.scale / levels[index - 1].scale, level.kernel_size
-            guesses = [resize_kernel(guess, (side, side), scale=ratio) for guess in guesses]
-        image = _resize(blurry, level)
-        calls = [
-            {
-                "blurry": image,
-                "kernel": guess,
-                "support": _support(level.kernel_size, share),
-                "weight": kernel_l0.weight_after(weight, index * config.level_iterations),
-                "ridge": ridge,
-                "iterations": iterations,
-            }
-            for guess, (share, weight, ridge, iterations) in zip(guesses, settings, strict=True)
-        ]
-        guesses = _side_by_side(kernel_l0.estimate_level, calls)
-        report(index)
-    return guesses
+    return settings + [(1.0, weight, config.patient_ridge, config.patient_iterations) for weight in config.patient_weights]
+
+
+def _guess_calls(
+    image: jax.Array, guesses: Sequence[jax.Array], settings: Sequence[tuple[float, float, float, int]], alternations: int
+) -> list[dict[str, Any]]:
+    """The calls that improve guesses at one level, after so many alternations of the usual ones on coarser levels."""
+    return [
+        {
+            "blurry": image,
+            "kernel": guess,
+            "support": _support(guess.shape[0], share),
+            "weight": kernel_l0.weight_after(weight, alternations),
+            "ridge": ridge,
+            "iterations": iterations,
+        }
+        for guess, (share, weight, ridge, iterations) in zip(guesses, settings, strict=True)
+    ]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -308,7 +354,12 @@ class _Model:
         """
         if iterations == 0:  # a program that refines nothing takes as long to compile as any other
             return [(attempt.kernel, math.nan) for attempt in attempts]
-        calls = [
+        refined = _side_by_side(variational.refine_kernel, self.refine_calls(attempts, iterations, annealed=annealed))
+        return [(kernel, score(evidence, kernel, self.config)) for kernel, evidence in refined]
+
+    def refine_calls(self, attempts: Sequence[_Attempt], iterations: int, *, annealed: bool = True) -> list[dict[str, Any]]:
+        """What :meth:`refine` computes."""
+        return [
             {
                 "blurry": self.image,
                 "kernel": attempt.kernel,
@@ -321,12 +372,15 @@ class _Model:
             }
             for attempt in attempts
         ]
-        refined = _side_by_side(variational.refine_kernel, calls)
-        return [(kernel, score(evidence, kernel, self.config)) for kernel, evidence in refined]
 
     def judge(self, kernels: Sequence[jax.Array], softness_std: float) -> list[float]:
         """The scores of kernels of one shape, with the same softness for all."""
-        calls = [
+        evidences = _side_by_side(variational.negative_log_evidence, self.judge_calls(kernels, softness_std))
+        return [score(evidence, kernel, self.config) for kernel, evidence in zip(kernels, evidences, strict=True)]
+
+    def judge_calls(self, kernels: Sequence[jax.Array], softness_std: float) -> list[dict[str, Any]]:
+        """What :meth:`judge` computes."""
+        return [
             {
                 "blurry": self.image,
                 "kernel": kernel,
@@ -335,8 +389,6 @@ class _Model:
             }
             for kernel in kernels
         ]
-        evidences = _side_by_side(variational.negative_log_evidence, calls)
-        return [score(evidence, kernel, self.config) for kernel, evidence in zip(kernels, evidences, strict=True)]
 
 
 def _side_by_side(program: jax.stages.Wrapped, calls: Sequence[dict[str, Any]]) -> list[Any]:
@@ -352,15 +404,20 @@ def _clean(kernel: jax.Array) -> jax.Array:
     return centre_kernel(kernel, subpixel=False)
 
 
+# One program each, where every operation would be one.
+_resize_kernel = jax.jit(resize_kernel, static_argnames=("shape", "scale"))
+_reduce = jax.jit(functools.partial(jax.image.resize, method="linear", antialias=True), static_argnames="shape")
+
+
 def _resize(blurry: np.ndarray, level: kernel_l0.Level) -> jax.Array:
     image = jnp.asarray(blurry, jnp.float32)
-    return image if level.shape == blurry.shape else jax.image.resize(image, level.shape, "linear", antialias=True)
+    return image if level.shape == blurry.shape else _reduce(image, shape=level.shape)
 
 
 def _support(size: int, share: float) -> jax.Array:
     """``[size, size]``: one on the middle square of that share of the side, zero elsewhere."""
-    side = _share_of(size, share)
-    return pad_kernel(jnp.ones((side, side)), (size, size))
+    inside = np.abs(np.arange(size) - size // 2) <= _share_of(size, share) // 2
+    return jnp.asarray(np.outer(inside, inside), jnp.float32)
 
 
 def _cut(kernel: jax.Array, share: float) -> jax.Array:

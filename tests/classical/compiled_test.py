@@ -1,9 +1,11 @@
 import threading
 import time
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from jaxdeblur.classical.compiled import side_by_side
+from jaxdeblur.classical.compiled import compile_side_by_side, reproducible_jit, side_by_side
 
 
 def test_values_come_in_order_whoever_is_first():
@@ -54,3 +56,19 @@ def test_those_that_have_not_begun_end_with_the_caller(monkeypatch):
 def test_an_error_comes_through():
     with pytest.raises(ZeroDivisionError):
         list(side_by_side(lambda number: 1 // number, [1, 0, 2]))
+
+
+def test_what_was_compiled_ahead_is_not_traced_again():
+    traces = []
+
+    @reproducible_jit
+    def program(*, array, number):
+        traces.append(array.shape)
+        return number * array.sum()
+
+    sides = (3, 4, 5)
+    calls = [(program, {"array": jax.ShapeDtypeStruct((side,), jnp.float32), "number": 2.0}) for side in sides]
+    compile_side_by_side(calls)
+    assert sorted(traces) == [(side,) for side in sides]
+    assert [float(program(array=jnp.ones(side), number=0.5)) for side in sides] == [1.5, 2.0, 2.5]
+    assert len(traces) == 3

@@ -65,6 +65,7 @@ def test_the_likeliest_guesses_are_refined_and_the_likeliest_of_those_is_kept(mo
     told = iter([3.0, float("nan"), 2.0, 0.0, 0.0, 0.0])
     judged = iter([5.0, 0.0])
     monkeypatch.setattr(initialiser, "_side_by_side", lambda program, calls: [program(**call) for call in calls])
+    monkeypatch.setattr(initialiser, "compile_side_by_side", lambda calls: None)
     given, found = [], []
     refine = variational.refine_kernel
 
@@ -98,6 +99,7 @@ def test_the_kernel_is_refined_with_each_softness_then_with_each_thinness(lowest
 
     monkeypatch.setattr(initialiser.variational, "negative_log_evidence", lambda **_: next(evidences))
     monkeypatch.setattr(initialiser, "_side_by_side", lambda program, calls: [program(**call) for call in calls])
+    monkeypatch.setattr(initialiser, "compile_side_by_side", lambda calls: None)
     monkeypatch.setattr(initialiser.variational, "refine_kernel", spy)
     config = dataclasses.replace(
         QUICK, softness_stds=(0.4, 1.0), thinnesses=(0.0, 1e-2), vary_iterations=3, judging_thinness=1e-6, num_finalists=1
@@ -224,6 +226,30 @@ def test_programs_run_side_by_side_compile_once_and_answer_in_order():
     found = initialiser._side_by_side(slow, calls)
     np.testing.assert_allclose(found, [float(slow(**call)) for call in calls])
     assert len(traces) == 1
+
+
+@pytest.mark.parametrize("guess_side", [64, 300])
+def test_every_program_is_compiled_before_the_first_call(guess_side, monkeypatch):
+    """And none that is not called: on a coarse level and finer ones, or on one level alone."""
+
+    def types(program, call):
+        return program.__name__, tuple((name, getattr(value, "shape", type(value))) for name, value in sorted(call.items()))
+
+    compiled, called = set(), set()
+
+    def answers(program, calls):
+        called.update(types(program, call) for call in calls)
+        if program is variational.negative_log_evidence:
+            return [float(number) for number in range(len(calls))]
+        # Kernels that are not the same.
+        kernels = [jnp.zeros_like(call["kernel"]).at[2, 1 + number].set(1.0) for number, call in enumerate(calls)]
+        return kernels if program is kernel_l0.estimate_level else [(kernel, 0.0) for kernel in kernels]
+
+    monkeypatch.setattr(initialiser, "compile_side_by_side", lambda calls: compiled.update(types(*one) for one in calls))
+    monkeypatch.setattr(initialiser, "_side_by_side", answers)
+    config = dataclasses.replace(QUICK, guess_side=guess_side, guess_window_side=64, refine_side=80, vary_iterations=3)
+    initialiser.estimate_kernel(scene().blurry, config, kernel_size=11, noise_std=NOISE_STD)
+    assert compiled == called
 
 
 def test_no_program_is_compiled_that_would_do_nothing(monkeypatch):
