@@ -135,7 +135,7 @@ def parts(data_dir: pathlib.Path | None = None, *, toy: bool = False) -> list[Pa
             "numerics",
             items(20, "card", "operators") + items(45, "generators", "gradients"),
         ),
-        Part("steps", "Steps at 255×255", "speed", items(45, *DEEP_PRIORS)),
+        Part("steps", "Steps at 255×255", "speed", items(45, *DEEP_PRIORS), toys=("selfdeblur", "mc", "weak_dmphn")),
         Part(
             "steps_torch",
             "PyTorch's steps at 255×255",
@@ -150,7 +150,7 @@ def parts(data_dir: pathlib.Path | None = None, *, toy: bool = False) -> list[Pa
             "fits",
             tuple(fits),
             most_seconds=400,
-            toys=tuple(f"{preset}_{sizes[0]}px" for preset in ("selfdeblur", "mc")),
+            toys=(f"selfdeblur_{sizes[0]}px",),
         ),
         Part(
             "restarts",
