@@ -159,7 +159,8 @@ def _image(spectrum: jax.Array, shape: tuple[int, int], pairs: bool) -> jax.Arra
     if not pairs:
         return jnp.fft.irfft2(spectrum, shape)
     whole = jnp.fft.ifft2(spectrum)
-    return jnp.stack([whole.real, whole.imag])
+    # Not jnp.stack, which under vmap moves the mapped axis; jax's conjugate gradients want it first, as in their start.
+    return jnp.concatenate([whole.real[None], whole.imag[None]])
 
 
 def _sum_of_images(spectrum: jax.Array, shape: tuple[int, int], pairs: bool) -> jax.Array:
