@@ -13,6 +13,7 @@ import functools
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 # Images of fewer pixels do not repay the sums that minimal filtering needs (measured on two cores).
@@ -20,13 +21,26 @@ MIN_PIXELS_MINIMAL_FILTERING = 2_000
 # Images of fewer pixels fit the processor's cache: a second pass over them costs nothing.
 MIN_PIXELS_ONE_PASS = 10_000
 
-# Winograd's F(2, 3): two outputs of a three-tap filter from four products instead of six. ``_INPUTS[p]`` holds the
-# (position in the window of four, sign) of the samples summed for product p, ``_OUTPUTS[o]`` the (product, sign) of the
-# products summed for output o; row p of ``_FILTERS`` times the taps is the factor of product p.
-Terms = tuple[tuple[int, int], ...]
-_INPUTS: tuple[Terms, ...] = (((0, 1), (2, -1)), ((1, 1), (2, 1)), ((2, 1), (1, -1)), ((1, 1), (3, -1)))
-_OUTPUTS: tuple[Terms, ...] = (((0, 1), (1, 1), (2, 1)), ((1, 1), (2, -1), (3, -1)))
-_FILTERS = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
+# Winograd's F(4, 3): four outputs of a three-tap filter from six products instead of twelve. Polynomials are multiplied by
+# their values at these points and at infinity. With them rounding errors are half of those with the usual 0, ±1, ±2.
+_POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
+_STEP = 4  # from one window of samples to the next: the outputs of each
+
+
+def _minimal_filter_tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """``B [6, 6], G [6, 3], A [4, 6]``: the outputs for samples d and taps g are ``A ((G g) · (B d))``."""
+    inputs, taps, outputs = [], [], []
+    for point in _POINTS:
+        others = [other for other in _POINTS if other != point]
+        inputs.append([*np.poly(others)[::-1], 0.0])
+        taps.append(point ** np.arange(3) / np.prod([point - other for other in others]))
+        outputs.append(point ** np.arange(_STEP))
+    at_infinity = np.eye(_STEP)[-1]
+    return np.array([*inputs, np.poly(_POINTS)[::-1]]), np.array([*taps, [0.0, 0.0, 1.0]]), np.array([*outputs, at_infinity]).T
+
+
+_INPUTS, _TAPS, _OUTPUTS = _minimal_filter_tables()
+_WINDOW = len(_INPUTS)
 
 
 def use_library_convolutions() -> bool:
@@ -53,8 +67,13 @@ def channel_product(image: jax.Array, matrix: jax.Array) -> jax.Array:
 def _channel_product_backward(residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
     image, matrix = residuals
     image_grad = cotangent @ matrix.T
-    left, right = image.reshape(-1, image.shape[-1]), cotangent.reshape(-1, cotangent.shape[-1])
-    return image_grad, lax.dot_general(left, right, (((0,), (0,)), ((), ())))
+    return image_grad, _pixel_product(image, cotangent)
+
+
+def _pixel_product(left: jax.Array, right: jax.Array) -> jax.Array:
+    """``[..., C]`` and ``[..., D]`` → ``[C, D]``, summed over all pixels."""
+    left, right = left.reshape(-1, left.shape[-1]), right.reshape(-1, right.shape[-1])
+    return lax.dot_general(left, right, (((0,), (0,)), ((), ())))
 
 
 channel_product.defvjp(lambda image, matrix: (image @ matrix, (image, matrix)), _channel_product_backward)
@@ -75,14 +94,6 @@ def _library_conv(padded: jax.Array, kernel: jax.Array, stride: int) -> jax.Arra
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
     return result.reshape(*lead, *result.shape[1:])
-
-
-def _signed_sum(parts: list[tuple[jax.Array, int]]) -> jax.Array:
-    (total, sign), *rest = parts
-    total = total if sign > 0 else -total
-    for part, sign in rest:
-        total = total + part if sign > 0 else total - part
-    return total
 
 
 def gathered3x3(image: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
@@ -106,12 +117,10 @@ def gathered3x3(image: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Arr
 
 
 def minimal3x3(image: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Valid 3×3 filtering by Winograd's F(2×2, 3×3): 4 multiplications per pixel and channel pair instead of 9.
+    """Valid 3×3 filtering by Winograd's F(4×4, 3×3): 2¼ multiplications per pixel and channel pair instead of 9.
 
-    Every 2×2 block of outputs comes from a 4×4 window of which 16 signed sums are taken; each is multiplied, over all
-    windows at once, by one matrix, and signed sums of the products are the outputs. The image is split by the parity of row and
-    column and each part flattened: the samples at one position of all windows are then one contiguous slice of one
-    part, so nothing is gathered. The last window of each row reaches over its end; it is junk and cut off.
+    Every 4×4 block of outputs comes from a 6×6 window, of which 36 weighted sums are taken; each is multiplied, over all
+    windows at once, by one matrix, and weighted sums of the products are the outputs.
 
     Args:
       image: ``[..., H, W, C]``.
@@ -122,51 +131,82 @@ def minimal3x3(image: jax.Array, kernel: jax.Array) -> jax.Array:
 
     Source: Lavin & Gray, "Fast algorithms for convolutional neural networks", CVPR 2016, https://arxiv.org/abs/1509.09308.
     """
-    *lead, height, width, channels = image.shape
-    spare = [(0, 0)] * len(lead)
-    rows, columns = (height + 1) // 2, (width + 1) // 2
-    even = jnp.pad(image, [*spare, (0, height % 2), (0, width % 2), (0, 0)])
-    parts = [[part.reshape(*lead, rows * columns, channels) for part in line] for line in _split_by_parity(even)]
-    windows = (rows - 1) * columns - 1
-
-    def samples(row: int, column: int) -> jax.Array:
-        start = (row // 2) * columns + column // 2
-        return lax.slice_in_dim(parts[row % 2][column % 2], start, start + windows, axis=-2)
-
-    filters = jnp.asarray(_FILTERS, kernel.dtype)
-    factors = jnp.einsum("ai,bj,ijcd->abcd", filters, filters, kernel)
-    products = [
-        [
-            channel_product(
-                _signed_sum([(samples(row, column), p * q) for row, p in upright for column, q in level]), factors[a, b]
-            )
-            for b, level in enumerate(_INPUTS)
-        ]
-        for a, upright in enumerate(_INPUTS)
-    ]
-
-    def output(upright: Terms, level: Terms) -> jax.Array:
-        flat = _signed_sum([(products[a][b], p * q) for a, p in upright for b, q in level])
-        flat = jnp.pad(flat, [*spare, (0, 1), (0, 0)])
-        return flat.reshape(*lead, rows - 1, columns, -1)[..., : columns - 1, :]
-
-    lines = [_interleave([output(upright, level) for level in _OUTPUTS], -2) for upright in _OUTPUTS]
-    return _interleave(lines, -3)[..., : height - 2, : width - 2, :]
+    *lead, height, width, _ = image.shape
+    # Whole blocks of outputs: what is added gives outputs that are cut off.
+    added = [(0, (2 - side) % _STEP) for side in (height, width)]
+    whole = jnp.pad(image, [*[(0, 0)] * len(lead), *added, (0, 0)])
+    taps = jnp.asarray(_TAPS, kernel.dtype)
+    factors = jnp.einsum("ai,bj,ijcd->abcd", taps, taps, kernel)
+    return _windows_times(whole, factors)[..., : height - 2, : width - 2, :]
 
 
 @jax.custom_vjp
-def _split_by_parity(image: jax.Array) -> list[list[jax.Array]]:
-    """``parts[row parity][column parity]``, each ``[..., H/2, W/2, C]``, of an even-sized image.
+def _windows_times(image: jax.Array, factors: jax.Array) -> jax.Array:
+    """``image [..., 4r+2, 4c+2, C]`` and ``factors [6, 6, C, D]`` → ``[..., 4r, 4c, D]``.
 
-    The gradient is written out as the weaving that it is; derived, it would be a sum of four full-sized images.
+    The gradient is written out: derived, that of every slice would be an image of zeros but for its own samples.
     """
-    return [[image[..., a::2, b::2, :] for b in (0, 1)] for a in (0, 1)]
+    return _windows_times_forward(image, factors)[0]
 
 
-_split_by_parity.defvjp(
-    lambda image: (_split_by_parity(image), None),
-    lambda _, parts: (_interleave([_interleave(line, -2) for line in parts], -3),),
-)
+def _windows_times_forward(image: jax.Array, factors: jax.Array) -> tuple[jax.Array, tuple[list[jax.Array], jax.Array]]:
+    rows = _split_windows(image, _INPUTS, -3)
+    windows = [part for row in rows for part in _split_windows(row, _INPUTS, -2)]
+    products = [window @ factor for window, factor in zip(windows, _listed(factors), strict=True)]
+    lines = [_join_windows(_OUTPUTS, line, -2) for line in _groups(products)]
+    return _join_windows(_OUTPUTS, lines, -3), (windows, factors)
+
+
+def _windows_times_backward(residuals: tuple[list[jax.Array], jax.Array], cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    windows, factors = residuals
+    rows = _split_windows(cotangent, _OUTPUTS.T, -3)
+    products = [part for row in rows for part in _split_windows(row, _OUTPUTS.T, -2)]
+    grads = [product @ factor.T for product, factor in zip(products, _listed(factors), strict=True)]
+    lines = [_join_windows(_INPUTS.T, line, -2) for line in _groups(grads)]
+    factor_grads = [_pixel_product(window, product) for window, product in zip(windows, products, strict=True)]
+    return _join_windows(_INPUTS.T, lines, -3), jnp.stack(factor_grads).reshape(factors.shape)
+
+
+_windows_times.defvjp(_windows_times_forward, _windows_times_backward)
+
+
+def _listed(factors: jax.Array) -> list[jax.Array]:
+    return [factors[a, b] for a in range(_WINDOW) for b in range(_WINDOW)]
+
+
+def _groups(parts: list[jax.Array]) -> list[list[jax.Array]]:
+    return [parts[start : start + _WINDOW] for start in range(0, len(parts), _WINDOW)]
+
+
+def _split_windows(image: jax.Array, table: np.ndarray, axis: int) -> list[jax.Array]:
+    """``table [m, n]`` times the windows of n samples that begin at every fourth along ``axis``: m images of a sample each."""
+    span = image.shape[axis] - table.shape[1] + 1
+    samples = [lax.slice_in_dim(image, start, start + span, _STEP, axis=axis) for start in range(table.shape[1])]
+    return [_weighted_sum(weights, samples) for weights in table]
+
+
+def _join_windows(table: np.ndarray, parts: list[jax.Array], axis: int) -> jax.Array:
+    """The adjoint of :func:`_split_windows` with ``table.T``: windows are laid down again, and added where they overlap."""
+    overlap = len(table) - _STEP
+
+    def moved(image: jax.Array, before: int, after: int) -> jax.Array:
+        widths = [(0, 0)] * image.ndim
+        widths[axis] = (before, after)
+        return jnp.pad(image, widths) if overlap else image
+
+    lines = []
+    for place, weights in enumerate(table[:_STEP]):
+        line = moved(_weighted_sum(weights, parts), 0, 1)
+        if place < overlap:
+            line = line + moved(_weighted_sum(table[place + _STEP], parts), 1, 0)
+        lines.append(line)
+    size = _STEP * parts[0].shape[axis] + overlap
+    return lax.slice_in_dim(_interleave(lines, axis), 0, size, axis=axis)
+
+
+def _weighted_sum(weights: np.ndarray, parts: list[jax.Array]) -> jax.Array:
+    terms = [part if weight == 1 else float(weight) * part for weight, part in zip(weights, parts, strict=True) if weight]
+    return functools.reduce(jnp.add, terms)
 
 
 def _interleave(images: list[jax.Array], axis: int) -> jax.Array:
