@@ -1,6 +1,7 @@
 """How long a preset compiles, how long its step takes and how much memory it needs; on demand against PyTorch.
 
     python -m experiments.benchmark --preset=selfdeblur --compare=torch
+    python -m experiments.benchmark --preset=selfdeblur --profile
 
 Each side runs as its users start it: ours relaunched with huge memory pages (see jaxdeblur.runtime), PyTorch plainly, and
 PyTorch once more with huge pages. The sides are separate processes that take turns, a few steps each, so that
@@ -21,6 +22,8 @@ from typing import Any
 
 from absl import app, flags, logging
 
+from experiments import step_profile
+from experiments.accelerator import device
 from experiments.steppers import Stepper, jax_stepper, torch_stepper
 from jaxdeblur import runtime
 from jaxdeblur.config import FitConfig
@@ -35,10 +38,13 @@ _NUM_RESTARTS = flags.DEFINE_integer("num_restarts", 1, "restarts in one program
 _STEPS = flags.DEFINE_integer("steps", 5, "steps timed per turn", lower_bound=1)
 _TURNS = flags.DEFINE_integer("turns", 5, "turns of each side; the median counts", lower_bound=1)
 _CACHE_DIR = flags.DEFINE_string("cache_dir", runtime.OFF, "compilation cache; off, so that compiling is timed")
+_PROFILE = flags.DEFINE_boolean("profile", False, "instead of timing sides: where a turn's time goes, by layer (on CPUs)")
 _WORKER = flags.DEFINE_enum("worker", None, ["jax", "torch"], "run as one of the sides (used by this script itself)")
 
 # Worker threads of one side may spin a while after its turn; the next side should not pay for that.
 _PAUSE_SECONDS = 0.5
+# Larger than a processor's caches, and seconds rather than minutes on two cores.
+_LIMIT_SIZES = {"length": 1 << 25, "side": 2048, "repeats": 4}
 
 
 def _fit_config() -> FitConfig:
@@ -75,6 +81,23 @@ def _work() -> None:
         seconds = time.perf_counter() - start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         print(json.dumps({"step_ms": seconds / _STEPS.value * 1e3, "peak_mb": peak / 1e6}), flush=True)
+
+
+def _profile() -> None:
+    """Prints the table of a turn, and a line of JSON."""
+    stepper = _stepper()
+    stepper.turn()
+    start = time.perf_counter()
+    stepper.turn()
+    step_ms = 1e3 * (time.perf_counter() - start) / _STEPS.value
+    milliseconds = step_profile.traced_turn(stepper.turn)
+    parts = step_profile.profile(stepper.compiled.as_text(), milliseconds, _STEPS.value)
+    if not parts:
+        raise SystemExit("XLA has recorded no instruction: this version or device traces in another way")
+    limits = device.measured_limits(**_LIMIT_SIZES)
+    print(step_profile.table(parts, limits))
+    traced_ms = sum(part.milliseconds for part in parts)
+    print(json.dumps({"step_ms": round(step_ms, 2), "traced_ms": round(traced_ms, 2), **limits}))
 
 
 class _Side:
@@ -115,11 +138,17 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}: everything is a flag")
     logging.set_verbosity(logging.WARNING)
+    if _PROFILE.value and _COMPARE.value != "none":
+        raise app.UsageError("--profile looks at our own step: leave --compare out")
     if _WORKER.value is not None:
-        _work()
+        _profile() if _PROFILE.value else _work()
         return
     plain = dict(os.environ)
     ours = runtime.huge_pages_environment(plain) or plain
+    if _PROFILE.value:
+        flags_of_xla = " ".join(filter(None, [ours.get("XLA_FLAGS"), step_profile.TRACE_FLAG]))
+        command = [sys.executable, *sys.orig_argv[1:], "--worker=jax"]
+        raise SystemExit(subprocess.run(command, env={**ours, "XLA_FLAGS": flags_of_xla}, check=False).returncode)
     sides = {"ours": _Side("jax", ours)}
     if _COMPARE.value == "torch":
         sides["torch"] = _Side("torch", plain)

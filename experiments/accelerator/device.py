@@ -99,12 +99,17 @@ def seconds_of(work: Callable[[], Any], *, times: int = 5) -> float:
     return statistics.median(found)
 
 
-def measured_limits(*, toy: bool) -> dict[str, float]:
-    """Bytes per second of a triad ``a = b + s·c``, and FLOP/s of square matrix products by precision."""
+def measured_limits(*, length: int, side: int, repeats: int) -> dict[str, float]:
+    """Bytes per second of a triad ``a = b + s·c``, and FLOP/s of square matrix products by precision.
+
+    Args:
+      length: of the triad's arrays.
+      side: of the matrices.
+      repeats: products in a row.
+    """
     import jax
     import jax.numpy as jnp
 
-    length, side, repeats = (1_000_000, 256, 2) if toy else (1 << 28, 8192, 10)
     parts = (jnp.ones(length, jnp.float32), jnp.full(length, 2.0, jnp.float32))
     triad = jax.jit(lambda b, c: b + 3.0 * c)
     limits = {"bytes_per_s": 3 * 4 * length / seconds_of(lambda: triad(*parts))}

@@ -36,6 +36,9 @@ LARGEST_GRADIENT_ERROR = 2e-2
 _FIRST_MOMENT_SHARE = 0.1
 # Steps that differences are taken over, as shares of the parameters' norm: large ones bend, small ones drown in rounding.
 _SHARES = (1e-2, 3e-3, 1e-3, 3e-4)
+# Of the triad's arrays, of the matrices, and products in a row: enough to keep a card busy for a second.
+_LIMITS = {"length": 1 << 28, "side": 8192, "repeats": 10}
+_TOY_LIMITS = {"length": 1_000_000, "side": 256, "repeats": 2}
 _GRADIENTS_OF = ("selfdeblur", "mc")
 
 
@@ -45,7 +48,7 @@ def measure(part: str, item: str, context: Context) -> Found:
     if item == "card":
         kind = jax.devices()[0].device_kind
         sheet = device.peaks(kind)
-        measured = device.measured_limits(toy=context.toy)
+        measured = device.measured_limits(**(_TOY_LIMITS if context.toy else _LIMITS))
         return Found({"kind": kind, "sheet": None if sheet is None else dataclasses.asdict(sheet), "measured": measured})
     checks = {"operators": _operators, "generators": _generators, "gradients": _gradients}
     return Found(checks[item](context))
