@@ -9,9 +9,8 @@ import json
 import math
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 # On CPUs XLA records what it executes only if told so before JAX is loaded.
 TRACE_FLAG = "--xla_cpu_enable_xprof_traceme=true"
@@ -164,7 +163,7 @@ def parts_of(program: Mapping[str, Instruction]) -> dict[str, str]:
     return result
 
 
-def traced_turn(turn: Any) -> dict[str, float]:
+def traced_turn(turn: Callable[[], object]) -> dict[str, float]:
     """Milliseconds of all that XLA executes during ``turn()``, by the instruction's name."""
     import jax
 
