@@ -34,8 +34,8 @@ _CONTAINERS = {"while", "call", "conditional"}
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(?:, (.*))?$")
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
-_LAYER = re.compile(r"/([a-z]+\d*(?:_[a-z]+)*)_(?:conv|norm|dense)/")
-_NETWORK = re.compile(r"\((?:SkipNet|UNet|KernelMlp)|/(?:SkipNet|UNet|KernelMlp)")
+_LAYER = re.compile(r"/([a-z]+\d*(?:_[a-z]+)*)_(?:conv|norm)/")
+_NETWORK = re.compile(r"[(/](SkipNet|UNet|KernelMlp)\b")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,8 +158,9 @@ def parts_of(program: Mapping[str, Instruction]) -> dict[str, str]:
             before = named(instruction.operands)
             source = before if "transpose(" in before else named(users[name]) or before
         layer = _LAYER.findall(source)
-        inside = "between layers" if _NETWORK.search(source) else "loss, blur and optimiser"
-        result[name] = f"{layer[-1] if layer else inside}{', gradient' if 'transpose(' in source else ''}"
+        network = _NETWORK.search(source)
+        between = f"rest of {network[1]}" if network else "loss, blur and optimiser"
+        result[name] = f"{layer[-1] if layer else between}{', gradient' if 'transpose(' in source else ''}"
     return result
 
 

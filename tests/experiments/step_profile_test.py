@@ -47,7 +47,7 @@ def test_products_without_a_name_belong_to_their_layer():
     assert parts["moved"] == "scale0_up"
     assert parts["product"] == "scale0_mix"
     assert parts["gradient"] == "scale0_mix, gradient"
-    assert parts["between"] == "between layers, gradient"
+    assert parts["between"] == "rest of SkipNet, gradient"
     assert parts["after"] == "loss, blur and optimiser"
 
 
