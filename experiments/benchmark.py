@@ -94,7 +94,7 @@ def _profile() -> None:
     parts = step_profile.profile(stepper.compiled.as_text(), milliseconds, _STEPS.value)
     if not parts:
         raise SystemExit("XLA has recorded no instruction: this version or device traces in another way")
-    limits = device.measured_limits(**_LIMIT_SIZES)
+    limits = device.measured_limits(**_LIMIT_SIZES, precisions=["float32"])
     print(step_profile.table(parts, limits))
     traced_ms = sum(part.milliseconds for part in parts)
     print(json.dumps({"step_ms": round(step_ms, 2), "traced_ms": round(traced_ms, 2), **limits}))

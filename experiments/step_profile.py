@@ -33,6 +33,7 @@ _BYTES = {
 _CONTAINERS = {"while", "call", "conditional"}
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(?:, (.*))?$")
+_NAME = re.compile(r"%([\w.\-]+)")
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 _LAYER = re.compile(r"/([a-z]+\d*(?:_[a-z]+)*)_(?:conv|norm)/")
 _NETWORK = re.compile(r"[(/](SkipNet|UNet|KernelMlp)\b")
@@ -91,16 +92,17 @@ def instructions(hlo: str) -> dict[str, Instruction]:
             lines.append((computation, found))
     flops: dict[str, float] = collections.defaultdict(float)
     fused: set[str] = set()
-    for computation, found in lines:
-        flops[computation] += _product_flops(found, shapes)
+    products = [_product_flops(found, shapes) for _, found in lines]
+    for (computation, found), own in zip(lines, products, strict=True):
+        flops[computation] += own
         if found[3] == "fusion":
             fused.update(_called(found))
     result = {}
-    for computation, found in lines:
+    for (computation, found), own in zip(lines, products, strict=True):
         name, shape, opcode, arguments, attributes = found.groups()
         if computation in fused:
             continue
-        operands = tuple(re.findall(r"%([\w.\-]+)", arguments))
+        operands = tuple(_NAME.findall(arguments))
         source = re.search(r'op_name="([^"]*)"', attributes or "")
         inside = sum(flops[called] for called in _called(found)) if opcode == "fusion" else 0.0
         result[name] = Instruction(
@@ -108,7 +110,7 @@ def instructions(hlo: str) -> dict[str, Instruction]:
             source[1] if source else "",
             operands,
             sum(map(_num_bytes, [shape, *(shapes.get(operand, "") for operand in operands)])),
-            _product_flops(found, shapes) + inside,
+            own + inside,
         )
     return result
 
@@ -126,7 +128,7 @@ def _product_flops(found: re.Match[str], shapes: Mapping[str, str]) -> float:
     _, shape, opcode, arguments, attributes = found.groups()
     if opcode != "dot":
         return 0.0
-    left = _sides(shapes[re.findall(r"%([\w.\-]+)", arguments)[0]])
+    left = _sides(shapes[_NAME.findall(arguments)[0]])
     contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", attributes or "")
     axes = [int(axis) for axis in contracted[1].split(",") if axis] if contracted else []
     return 2.0 * math.prod(_sides(shape)) * math.prod(left[axis] for axis in axes)

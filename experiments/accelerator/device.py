@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 
@@ -99,13 +99,18 @@ def seconds_of(work: Callable[[], Any], *, times: int = 5) -> float:
     return statistics.median(found)
 
 
-def measured_limits(*, length: int, side: int, repeats: int) -> dict[str, float]:
+# What JAX is asked for, and in what type, to have products in a precision.
+_PRODUCTS = {"float32": ("highest", "float32"), "tensorfloat32": ("default", "float32"), "bfloat16": ("default", "bfloat16")}
+
+
+def measured_limits(*, length: int, side: int, repeats: int, precisions: Iterable[str] = tuple(_PRODUCTS)) -> dict[str, float]:
     """Bytes per second of a triad ``a = b + s·c``, and FLOP/s of square matrix products by precision.
 
     Args:
       length: of the triad's arrays.
       side: of the matrices.
       repeats: products in a row.
+      precisions: of the products: ``float32``, ``tensorfloat32``, ``bfloat16``.
     """
     import jax
     import jax.numpy as jnp
@@ -123,9 +128,9 @@ def measured_limits(*, length: int, side: int, repeats: int) -> dict[str, float]
 
         return 2.0 * side**3 * repeats / seconds_of(lambda: products(left, right), times=3)
 
-    limits["float32"] = flops(first, second, "highest")
-    limits["tensorfloat32"] = flops(first, second, "default")
-    limits["bfloat16"] = flops(first.astype(jnp.bfloat16), second.astype(jnp.bfloat16), "default")
+    for name in precisions:
+        asked, kind = _PRODUCTS[name]
+        limits[name] = flops(first.astype(kind), second.astype(kind), asked)
     return limits
 
 

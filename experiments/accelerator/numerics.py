@@ -37,8 +37,8 @@ _FIRST_MOMENT_SHARE = 0.1
 # Steps that differences are taken over, as shares of the parameters' norm: large ones bend, small ones drown in rounding.
 _SHARES = (1e-2, 3e-3, 1e-3, 3e-4)
 # Of the triad's arrays, of the matrices, and products in a row: enough to keep a card busy for a second.
-_LIMITS = {"length": 1 << 28, "side": 8192, "repeats": 10}
-_TOY_LIMITS = {"length": 1_000_000, "side": 256, "repeats": 2}
+_LIMITS: dict[str, Any] = {"length": 1 << 28, "side": 8192, "repeats": 10}
+_TOY_LIMITS: dict[str, Any] = {"length": 1_000_000, "side": 256, "repeats": 2}
 _GRADIENTS_OF = ("selfdeblur", "mc")
 
 

@@ -253,24 +253,27 @@ def _programs(
     refined += [(last, config.refine_side, config.vary_iterations)]
     compared = [(judged, whole, config.finalist_iterations), (last, config.refine_side, config.vary_iterations)]
 
-    programs: dict[Any, tuple[jax.stages.Wrapped, dict[str, Any]]] = {}
+    def kernel_of(level: kernel_l0.Level) -> Any:
+        return array((level.kernel_size, level.kernel_size))
+
+    def model(level: kernel_l0.Level, side: int) -> _Model:
+        return _Model.of(array((min(side, level.shape[0]), min(side, level.shape[1]))), config, 0.0, level.scale)
+
+    calls: list[tuple[jax.stages.Wrapped, dict[str, Any]]] = []
     for level in levels[: judged_at + 1]:
-        kernel = array((level.kernel_size, level.kernel_size))
-        (call,) = _guess_calls(array(level.shape), [kernel], _guess_settings(config)[:1], 0)
-        programs[level] = (kernel_l0.estimate_level, call)
-    for purpose, looks in (("refine", refined), ("judge", compared)):
-        for level, side, iterations in looks:
-            if iterations == 0:
-                continue
-            kernel = array((level.kernel_size, level.kernel_size))
-            model = _Model.of(array((min(side, level.shape[0]), min(side, level.shape[1]))), config, 0.0, level.scale)
-            if purpose == "refine":
-                (call,) = model.refine_calls([model.attempt(kernel, kernel)], iterations)
-                programs[purpose, model.image.shape, kernel.shape] = (variational.refine_kernel, call)
-            else:
-                (call,) = model.judge_calls([kernel], config.judging_softness_std)
-                programs[purpose, model.image.shape, kernel.shape] = (variational.negative_log_evidence, call)
-    return list(programs.values())
+        guessed = _guess_calls(array(level.shape), [kernel_of(level)], _guess_settings(config)[:1], 0)
+        calls += [(kernel_l0.estimate_level, call) for call in guessed]
+    for level, side, iterations in refined:
+        if iterations:
+            improved, kernel = model(level, side), kernel_of(level)
+            attempts = [improved.attempt(kernel, kernel)]
+            calls += [(variational.refine_kernel, call) for call in improved.refine_calls(attempts, iterations)]
+    for level, side, iterations in compared:
+        if iterations:
+            judged_calls = model(level, side).judge_calls([kernel_of(level)], config.judging_softness_std)
+            calls += [(variational.negative_log_evidence, call) for call in judged_calls]
+    # Numbers are arguments, so that looks of one shape share a program.
+    return list({(program, call["blurry"].shape, call["kernel"].shape): (program, call) for program, call in calls}.values())
 
 
 def _guess(

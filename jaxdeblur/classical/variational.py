@@ -152,8 +152,7 @@ def refine_kernel(
 
     def alternate(_: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         sharp, variance, kernel, steepest, noise = state
-        whole = convolve(kernel, soft, mode="full")
-        sharp, uncertainty = image_step(observed, whole, sharp, variance, noise)
+        sharp, uncertainty = image_step(observed, convolve(kernel, soft, mode="full"), sharp, variance, noise)
         target, lags = kernel_normal_equations(observed, kernel, soft, sharp, uncertainty)
         target = target - thinness_slope(kernel, thinness * noise * observed.size)
         kernel, steepest = nonnegative_minimum(blur.stationary_blur(lags), target, kernel, steepest, support)
@@ -237,11 +236,7 @@ def _seen_energy(observed: jax.Array, whole: jax.Array) -> jax.Array:
 
 
 def image_step(
-    observed: jax.Array,
-    whole: jax.Array,
-    sharp: jax.Array,
-    variance: jax.Array,
-    noise: jax.Array | float,
+    observed: jax.Array, whole: jax.Array, sharp: jax.Array, variance: jax.Array, noise: jax.Array | float
 ) -> tuple[jax.Array, jax.Array]:
     """Posterior mean and (diagonal) variance of the sharp image's gradients, ``[2, H', W']`` each."""
     forward, adjoint = blur.valid_blur(whole, (sharp.shape[-2], sharp.shape[-1]), pairs=True)

@@ -137,12 +137,12 @@ def minimal3x3(image: jax.Array, kernel: jax.Array) -> jax.Array:
     whole = jnp.pad(image, [*[(0, 0)] * len(lead), *added, (0, 0)])
     taps = jnp.asarray(_TAPS, kernel.dtype)
     factors = jnp.einsum("ai,bj,ijcd->abcd", taps, taps, kernel)
-    return _windows_times(whole, factors)[..., : height - 2, : width - 2, :]
+    return _windows_times(whole, factors.reshape(_WINDOW**2, *kernel.shape[2:]))[..., : height - 2, : width - 2, :]
 
 
 @jax.custom_vjp
 def _windows_times(image: jax.Array, factors: jax.Array) -> jax.Array:
-    """``image [..., 4r+2, 4c+2, C]`` and ``factors [6, 6, C, D]`` → ``[..., 4r, 4c, D]``.
+    """``image [..., 4r+2, 4c+2, C]`` and ``factors [36, C, D]`` → ``[..., 4r, 4c, D]``.
 
     The gradient is written out: derived, that of every slice would be an image of zeros but for its own samples.
     """
@@ -152,7 +152,7 @@ def _windows_times(image: jax.Array, factors: jax.Array) -> jax.Array:
 def _windows_times_forward(image: jax.Array, factors: jax.Array) -> tuple[jax.Array, tuple[list[jax.Array], jax.Array]]:
     rows = _split_windows(image, _INPUTS, -3)
     windows = [part for row in rows for part in _split_windows(row, _INPUTS, -2)]
-    products = [window @ factor for window, factor in zip(windows, _listed(factors), strict=True)]
+    products = [window @ factor for window, factor in zip(windows, factors, strict=True)]
     lines = [_join_windows(_OUTPUTS, line, -2) for line in _groups(products)]
     return _join_windows(_OUTPUTS, lines, -3), (windows, factors)
 
@@ -161,17 +161,13 @@ def _windows_times_backward(residuals: tuple[list[jax.Array], jax.Array], cotang
     windows, factors = residuals
     rows = _split_windows(cotangent, _OUTPUTS.T, -3)
     products = [part for row in rows for part in _split_windows(row, _OUTPUTS.T, -2)]
-    grads = [product @ factor.T for product, factor in zip(products, _listed(factors), strict=True)]
+    grads = [product @ factor.T for product, factor in zip(products, factors, strict=True)]
     lines = [_join_windows(_INPUTS.T, line, -2) for line in _groups(grads)]
     factor_grads = [_pixel_product(window, product) for window, product in zip(windows, products, strict=True)]
-    return _join_windows(_INPUTS.T, lines, -3), jnp.stack(factor_grads).reshape(factors.shape)
+    return _join_windows(_INPUTS.T, lines, -3), jnp.stack(factor_grads)
 
 
 _windows_times.defvjp(_windows_times_forward, _windows_times_backward)
-
-
-def _listed(factors: jax.Array) -> list[jax.Array]:
-    return [factors[a, b] for a in range(_WINDOW) for b in range(_WINDOW)]
 
 
 def _groups(parts: list[jax.Array]) -> list[list[jax.Array]]:

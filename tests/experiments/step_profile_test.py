@@ -76,7 +76,7 @@ def test_a_compiled_program_is_read():
 
 @pytest.mark.slow
 def test_the_command_tells_the_layers():
-    command = "--preset=selfdeblur_small --channels=4 --side=64 --kernel_size=5 --steps=2 --profile"
+    command = "--preset=selfdeblur_small --channels=4 --side=64 --kernel_size=5 --steps=20 --profile"
     arguments = [sys.executable, "-m", "experiments.benchmark", *command.split()]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
