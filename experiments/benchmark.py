@@ -18,28 +18,19 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
-from absl import app, flags, logging
+from absl import flags
 
 from experiments import step_profile
 from experiments.accelerator import device
+from experiments.command_line import run_command
 from experiments.steppers import Stepper, jax_stepper, torch_stepper
 from jaxdeblur import runtime
 from jaxdeblur.config import FitConfig
+from jaxdeblur.errors import InputError
 from jaxdeblur.presets import PRESETS
-
-_PRESET = flags.DEFINE_string("preset", "selfdeblur", "preset whose fit is timed")
-_COMPARE = flags.DEFINE_enum("compare", "none", ["none", "torch"], "what else to time, in turn")
-_SIDE = flags.DEFINE_integer("side", 255, "height and width of the blurry image", lower_bound=32)
-_KERNEL_SIZE = flags.DEFINE_integer("kernel_size", 17, "side of the kernel", lower_bound=3)
-_CHANNELS = flags.DEFINE_integer("channels", None, "width of the image generator, instead of the preset's", lower_bound=1)
-_NUM_RESTARTS = flags.DEFINE_integer("num_restarts", 1, "restarts in one program", lower_bound=1)
-_STEPS = flags.DEFINE_integer("steps", 5, "steps timed per turn", lower_bound=1)
-_TURNS = flags.DEFINE_integer("turns", 5, "turns of each side; the median counts", lower_bound=1)
-_CACHE_DIR = flags.DEFINE_string("cache_dir", runtime.OFF, "compilation cache; off, so that compiling is timed")
-_PROFILE = flags.DEFINE_boolean("profile", False, "instead of timing sides: where a turn's time goes, by layer (on CPUs)")
-_WORKER = flags.DEFINE_enum("worker", None, ["jax", "torch"], "run as one of the sides (used by this script itself)")
 
 # Worker threads of one side may spin a while after its turn; the next side should not pay for that.
 _PAUSE_SECONDS = 0.5
@@ -47,30 +38,30 @@ _PAUSE_SECONDS = 0.5
 _LIMIT_SIZES = {"length": 1 << 25, "side": 2048, "repeats": 4}
 
 
-def _fit_config() -> FitConfig:
+def _fit_config(values: flags.FlagValues) -> FitConfig:
     """The preset's fit, narrower if asked."""
-    config = PRESETS[_PRESET.value].fit
+    config = PRESETS[values.preset].fit
     if config is None:
-        raise app.UsageError(f"preset {_PRESET.value} fits no network: nothing to time")
-    if _CHANNELS.value is not None:
-        narrower = dataclasses.replace(config.image_generator, channels=_CHANNELS.value)
+        raise InputError(f"preset {values.preset} fits no network, so there is nothing to time: choose another --preset")
+    if values.channels is not None:
+        narrower = dataclasses.replace(config.image_generator, channels=values.channels)
         config = dataclasses.replace(config, image_generator=narrower)
     return config
 
 
-def _stepper() -> Stepper:
-    arguments = (_fit_config(), (_SIDE.value, _SIDE.value), _KERNEL_SIZE.value, _STEPS.value)
-    if _WORKER.value == "jax":
-        return jax_stepper(*arguments, num_restarts=_NUM_RESTARTS.value, cache_dir=_CACHE_DIR.value)
+def _stepper(values: flags.FlagValues) -> Stepper:
+    arguments = (_fit_config(values), (values.side, values.side), values.kernel_size, values.steps)
+    if values.worker == "jax":
+        return jax_stepper(*arguments, num_restarts=values.num_restarts, cache_dir=values.cache_dir)
     try:
-        return torch_stepper(*arguments, num_restarts=_NUM_RESTARTS.value)
+        return torch_stepper(*arguments, num_restarts=values.num_restarts)
     except ValueError as error:
-        raise app.UsageError(f"{_PRESET.value} cannot be compared: {error}") from None
+        raise InputError(f"{values.preset} cannot be compared: {error}") from None
 
 
-def _work() -> None:
+def _work(values: flags.FlagValues) -> None:
     """A side: gets ready, then does one turn for every line read, and answers with JSON."""
-    stepper = _stepper()
+    stepper = _stepper(values)
     turn = stepper.turn
     turn()
     print(json.dumps({"compile_s": stepper.compile_s}), flush=True)
@@ -80,20 +71,20 @@ def _work() -> None:
         turn()
         seconds = time.perf_counter() - start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        print(json.dumps({"step_ms": seconds / _STEPS.value * 1e3, "peak_mb": peak / 1e6}), flush=True)
+        print(json.dumps({"step_ms": seconds / values.steps * 1e3, "peak_mb": peak / 1e6}), flush=True)
 
 
-def _profile() -> None:
+def _profile(values: flags.FlagValues) -> None:
     """Prints the table of a turn, and a line of JSON."""
-    stepper = _stepper()
+    stepper = _stepper(values)
     stepper.turn()
     start = time.perf_counter()
     stepper.turn()
-    step_ms = 1e3 * (time.perf_counter() - start) / _STEPS.value
+    step_ms = 1e3 * (time.perf_counter() - start) / values.steps
     milliseconds = step_profile.traced_turn(stepper.turn)
-    parts = step_profile.profile(stepper.compiled.as_text(), milliseconds, _STEPS.value)
+    parts = step_profile.profile(stepper.compiled.as_text(), milliseconds, values.steps)
     if not parts:
-        raise SystemExit("XLA has recorded no instruction: this version or device traces in another way")
+        raise InputError("XLA has recorded no instruction: this version or device traces in another way; leave --profile out")
     limits = device.measured_limits(**_LIMIT_SIZES, precisions=["float32"])
     print(step_profile.table(parts, limits))
     traced_ms = sum(part.milliseconds for part in parts)
@@ -133,28 +124,62 @@ class _Side:
         return statistics.median(report["step_ms"] for report in self.reports)
 
 
-def main(argv: list[str]) -> None:
-    """Starts the sides, lets them take turns, prints the table and the JSON line."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}: everything is a flag")
-    logging.set_verbosity(logging.WARNING)
-    if _PROFILE.value and _COMPARE.value != "none":
-        raise app.UsageError("--profile looks at our own step: leave --compare out")
-    if _WORKER.value is not None:
-        _profile() if _PROFILE.value else _work()
-        return
+def define_flags() -> flags.FlagValues:
+    """The flags, unparsed."""
+    values = flags.FlagValues()
+
+    def integer(name: str, default: int | None, text: str, least: int = 1) -> None:
+        flags.DEFINE_integer(name, default, text, lower_bound=least, flag_values=values)
+
+    flags.DEFINE_enum("preset", "selfdeblur", sorted(PRESETS), "Preset whose fit is timed.", flag_values=values)
+    flags.DEFINE_enum("compare", "none", ["none", "torch"], "What else to time, in turn.", flag_values=values)
+    integer("side", 255, "Height and width of the blurry image.", least=32)
+    integer("kernel_size", 17, "Side of the kernel.", least=3)
+    integer("channels", None, "Width of the image generator, instead of the preset's.")
+    integer("num_restarts", 1, "Restarts in one program.")
+    integer("steps", 5, "Steps timed per turn.")
+    integer("turns", 5, "Turns of each side; the median counts.")
+    flags.DEFINE_string(
+        "cache_dir", runtime.OFF, "Cache of compiled programs; off, so that compiling is timed.", flag_values=values
+    )
+    text = "Instead of timing sides: where a turn's time goes, by layer (on CPUs)."
+    flags.DEFINE_boolean("profile", False, text, flag_values=values)
+    text = "Run as one of the sides (used by this script itself)."
+    flags.DEFINE_enum("worker", None, ["jax", "torch"], text, flag_values=values)
+    return values
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs a command line: the program's name and its arguments. Returns the exit status."""
+    values = define_flags()
+    return run_command(argv, values, __doc__, lambda: _command(values))
+
+
+def _command(values: flags.FlagValues) -> int:
+    if values.profile and values.compare != "none":
+        raise InputError("--profile looks at our own step: leave --compare out")
+    if values.worker is not None:
+        _profile(values) if values.profile else _work(values)
+        return 0
+    _fit_config(values)
     plain = dict(os.environ)
     ours = runtime.huge_pages_environment(plain) or plain
-    if _PROFILE.value:
+    if values.profile:
         flags_of_xla = " ".join(filter(None, [ours.get("XLA_FLAGS"), step_profile.TRACE_FLAG]))
         command = [sys.executable, *sys.orig_argv[1:], "--worker=jax"]
-        raise SystemExit(subprocess.run(command, env={**ours, "XLA_FLAGS": flags_of_xla}, check=False).returncode)
+        return subprocess.run(command, env={**ours, "XLA_FLAGS": flags_of_xla}, check=False).returncode
+    _time(values, plain, ours)
+    return 0
+
+
+def _time(values: flags.FlagValues, plain: dict[str, str], ours: dict[str, str]) -> None:
+    """Starts the sides, lets them take turns, prints the table and the JSON line."""
     sides = {"ours": _Side("jax", ours)}
-    if _COMPARE.value == "torch":
+    if values.compare == "torch":
         sides["torch"] = _Side("torch", plain)
         sides["torch, huge pages"] = _Side("torch", ours)
     try:
-        for _ in range(_TURNS.value):
+        for _ in range(values.turns):
             for side in sides.values():
                 side.turn()
     finally:
@@ -181,4 +206,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(main(sys.argv))

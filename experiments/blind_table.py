@@ -22,8 +22,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 
+from experiments.command_line import run_command
 from jaxdeblur import runtime
 from jaxdeblur.config import Config
 from jaxdeblur.errors import InputError
@@ -31,16 +32,6 @@ from jaxdeblur.evaluation.datasets import Example, find_examples
 from jaxdeblur.evaluation.metrics import aligned_metrics
 from jaxdeblur.pipeline import Result, deblur
 from jaxdeblur.presets import PRESETS
-
-_DATASET = flags.DEFINE_enum("dataset", "levin", ["lai", "levin"], "Which set.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the set.", required=True)
-_PRESET = flags.DEFINE_enum("preset", "fast", sorted(PRESETS), "The method.")
-_KERNEL_SIZE = flags.DEFINE_string("kernel_size", "auto", "'auto', 'published' (each kernel's own), or an odd number.")
-_TEACHER_WEIGHTS = flags.DEFINE_string("teacher_weights", None, "Weights of the network that the preset asks, if it does.")
-_SEEDS = flags.DEFINE_multi_integer("seed", [0], "Seed; repeat the flag for several runs of each image.")
-_MATCH = flags.DEFINE_multi_string("match", ["*"], "Only images whose names match this pattern; repeat it for several.")
-_LIMIT = flags.DEFINE_integer("limit", None, "Only the first so many images.", lower_bound=1)
-_CSV = flags.DEFINE_string("csv", None, "Also write the rows to this file.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,26 +115,55 @@ def configured(config: Config, kernel_size: str, example: Example) -> Config:
     return dataclasses.replace(config, kernel_size=side)
 
 
-def main(argv: list[str]) -> None:
+def define_flags() -> flags.FlagValues:
+    """The flags, unparsed."""
+    values = flags.FlagValues()
+
+    def string(name: str, default: str | None, text: str) -> None:
+        flags.DEFINE_string(name, default, text, flag_values=values)
+
+    flags.DEFINE_enum("dataset", "levin", ["lai", "levin"], "Which set.", flag_values=values)
+    string("data_dir", None, "Folder of the set.")
+    flags.DEFINE_enum("preset", "fast", sorted(PRESETS), "The method.", flag_values=values)
+    string("kernel_size", "auto", "'auto', 'published' (each kernel's own), or an odd number.")
+    string("teacher_weights", None, "Weights of the network that the preset asks, if it does.")
+    flags.DEFINE_multi_integer("seed", [0], "Seed; repeat the flag for several runs of each image.", flag_values=values)
+    flags.DEFINE_multi_string(
+        "match", ["*"], "Only images whose names match this pattern; repeat it for several.", flag_values=values
+    )
+    flags.DEFINE_integer("limit", None, "Only the first so many images.", lower_bound=1, flag_values=values)
+    string("csv", None, "Also write the rows to this file.")
+    return values
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs a command line: the program's name and its arguments. Returns the exit status."""
+    values = define_flags()
+
+    def work() -> int:
+        if not values.data_dir:
+            raise InputError("--data_dir is missing: give a folder")
+        _print_table(values)
+        return 0
+
+    return run_command(argv, values, __doc__, work)
+
+
+def _print_table(values: flags.FlagValues) -> None:
+    found = find_examples(values.dataset, pathlib.Path(values.data_dir).expanduser())
+    examples = [one for one in found if any(fnmatch.fnmatch(one.name, pattern) for pattern in values.match)][: values.limit]
+    if not examples:
+        raise InputError(f"--match={','.join(values.match)} fits no image of the set: names look like {found[0].name}")
+    preset = PRESETS[values.preset].override(teacher_weights=values.teacher_weights)
+    configs = {example: configured(preset, values.kernel_size, example) for example in examples}
     runtime.relaunch_with_huge_pages()
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
-    try:
-        found = find_examples(_DATASET.value, pathlib.Path(_DATA_DIR.value).expanduser())
-        examples = [one for one in found if any(fnmatch.fnmatch(one.name, pattern) for pattern in _MATCH.value)][: _LIMIT.value]
-        if not examples:
-            raise InputError(f"--match={','.join(_MATCH.value)} fits no image of the set: names look like {found[0].name}")
-        preset = PRESETS[_PRESET.value].override(teacher_weights=_TEACHER_WEIGHTS.value)
-        configs = {example: configured(preset, _KERNEL_SIZE.value, example) for example in examples}
-        runtime.set_up_cache()
+    runtime.set_up_cache()
 
-        def run(blurry: np.ndarray, example: Example, seed: int) -> Result:
-            runtime.clear_compiled_executables()
-            return deblur(blurry, configs[example], key=jax.random.key(seed))
+    def run(blurry: np.ndarray, example: Example, seed: int) -> Result:
+        runtime.clear_compiled_executables()
+        return deblur(blurry, configs[example], key=jax.random.key(seed))
 
-        rows = _report(measure(examples, _SEEDS.value, run), _CSV.value)
-    except InputError as error:
-        sys.exit(str(error))
+    rows = _report(measure(examples, values.seed, run), values.csv)
     print(*summary(rows), sep="\n")
 
 
@@ -163,4 +183,4 @@ def _report(rows: Iterable[Row], path: str | None) -> list[Row]:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(main(sys.argv))

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import sys
+from collections.abc import Sequence
 
 import imageio.v3 as iio
 import jax.numpy as jnp
 import numpy as np
 import skimage.data
-from absl import app, flags
+from absl import flags
 
+from experiments.command_line import run_command
 from jaxdeblur.imaging.kernel_files import write_kernel_image
 from jaxdeblur.operators.blur import blur_valid, crop_to_blurry
 from jaxdeblur.operators.trajectories import motion_kernel
-
-_OUTPUT_DIR = flags.DEFINE_string("output_dir", str(pathlib.Path(__file__).parent / "sample"), "Where the images go.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,15 +68,29 @@ def _levels(pixels: np.ndarray) -> np.ndarray:
     return np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
 
 
-def main(_: list[str]) -> None:
-    folder = pathlib.Path(_OUTPUT_DIR.value)
+def define_flags() -> flags.FlagValues:
+    """The flags, unparsed."""
+    values = flags.FlagValues()
+    default = str(pathlib.Path(__file__).parent / "sample")
+    flags.DEFINE_string("output_dir", default, "Where the images go.", flag_values=values)
+    return values
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs a command line: the program's name and its arguments. Returns the exit status."""
+    values = define_flags()
+    return run_command(argv, values, __doc__, lambda: _write(pathlib.Path(values.output_dir)))
+
+
+def _write(folder: pathlib.Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     blurry, sharp, kernel = make_sample(Sample())
     for name, image in (("blurry", blurry), ("sharp", sharp)):
         iio.imwrite(folder / f"{name}.png", image, plugin="pillow", optimize=True)
     write_kernel_image(folder / "kernel.png", kernel)
     print(f"{folder}: blurry.png, sharp.png, kernel.png")
+    return 0
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(main(sys.argv))

@@ -23,20 +23,15 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import flags
 
+from experiments.command_line import run_command
 from experiments.runner.store import write_text
 from jaxdeblur import runtime
-
-_OUTPUT_DIR = flags.DEFINE_string("output_dir", "scaling", "folder for the table and the figure")
-_QUICK = flags.DEFINE_bool("quick", False, "only the smaller points")
-_ONLY = flags.DEFINE_list("only", [], "only series whose titles hold one of these, such as 'fast: side,restarts'")
-_CLASSICAL = flags.DEFINE_string("classical", "fast", "preset without a deep prior")
-_DEEP = flags.DEFINE_string("deep", "selfdeblur_small", "preset with a deep prior")
-_STEPS = flags.DEFINE_integer("steps", 10, "steps of the deep prior's fit", lower_bound=1)
-_TIMEOUT = flags.DEFINE_integer("timeout", 1800, "seconds after which a point is given up", lower_bound=1)
-_POINT = flags.DEFINE_string("point", None, "measure one point (used by this script itself)")
+from jaxdeblur.pipeline import deblur
+from jaxdeblur.presets import PRESETS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,11 +121,6 @@ def measure(point: Point, steps: int) -> dict[str, float]:
       ``first_s``, compiling included; ``seconds`` and ``cpu_s`` (of all processors) of the second time; ``peak_mb``; and
       ``base_mb``, before any work.
     """
-    import jax
-
-    from jaxdeblur.pipeline import deblur
-    from jaxdeblur.presets import PRESETS
-
     runtime.set_up_cache(runtime.OFF)
     config = PRESETS[point.preset].override(kernel_size=point.kernel)
     if config.fit is not None:
@@ -147,15 +137,15 @@ def measure(point: Point, steps: int) -> dict[str, float]:
     return {**found, "peak_mb": _peak_mb()}
 
 
-def _in_a_process(point: Point, environment: Mapping[str, str]) -> dict[str, float] | None:
+def _in_a_process(point: Point, steps: int, timeout: int, environment: Mapping[str, str]) -> dict[str, float] | None:
     """:func:`measure` in a process of its own; None if it fails or takes too long."""
     command = [sys.executable, "-m", "experiments.scaling", f"--point={json.dumps(dataclasses.asdict(point))}"]
     try:
         done = subprocess.run(
-            [*command, f"--steps={_STEPS.value}"],
+            [*command, f"--steps={steps}"],
             env=dict(environment),
             stdout=subprocess.PIPE,
-            timeout=_TIMEOUT.value,
+            timeout=timeout,
             check=True,
             text=True,
         )
@@ -213,25 +203,49 @@ def draw(found: Sequence[tuple[Series, Sequence[dict[str, float] | None]]], path
     figure.savefig(path, dpi=110)
 
 
-def main(argv: list[str]) -> None:
+def define_flags() -> flags.FlagValues:
+    """The flags, unparsed."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("output_dir", "scaling", "Folder for the table and the figure.", flag_values=values)
+    flags.DEFINE_bool("quick", False, "Only the smaller points.", flag_values=values)
+    flags.DEFINE_list(
+        "only", [], "Only series whose titles hold one of these, such as 'fast: side,restarts'.", flag_values=values
+    )
+    flags.DEFINE_enum("classical", "fast", sorted(PRESETS), "Preset without a deep prior.", flag_values=values)
+    flags.DEFINE_enum("deep", "selfdeblur_small", sorted(PRESETS), "Preset with a deep prior.", flag_values=values)
+    flags.DEFINE_integer("steps", 10, "Steps of the deep prior's fit.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("timeout", 1800, "Seconds after which a point is given up.", lower_bound=1, flag_values=values)
+    flags.DEFINE_string("point", None, "Measure one point (used by this script itself).", flag_values=values)
+    return values
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs a command line: the program's name and its arguments. Returns the exit status."""
+    values = define_flags()
+
+    def work() -> int:
+        if values.point is not None:
+            print(json.dumps(measure(Point(**json.loads(values.point)), values.steps)))
+        else:
+            _measure_all(values)
+        return 0
+
+    return run_command(argv, values, __doc__, work)
+
+
+def _measure_all(values: flags.FlagValues) -> None:
     """Measures all points, one after the other, and writes ``scaling.json``, ``scaling.md`` and ``scaling.png``."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}: everything is a flag")
-    logging.set_verbosity(logging.WARNING)
-    if _POINT.value is not None:
-        print(json.dumps(measure(Point(**json.loads(_POINT.value)), _STEPS.value)))
-        return
     environment = runtime.huge_pages_environment() or dict(os.environ)
-    folder = pathlib.Path(_OUTPUT_DIR.value)
+    folder = pathlib.Path(values.output_dir)
     found: list[tuple[Series, list[dict[str, float] | None]]] = []
     record: list[dict[str, Any]] = []
-    wanted = all_series(_CLASSICAL.value, _DEEP.value, quick=_QUICK.value)
-    if _ONLY.value:
-        wanted = [series for series in wanted if any(word in series.title for word in _ONLY.value)]
+    wanted = all_series(values.classical, values.deep, quick=values.quick)
+    if values.only:
+        wanted = [series for series in wanted if any(word in series.title for word in values.only)]
     for series in wanted:
         found.append((series, []))
         for point in series.points:
-            figures = _in_a_process(point, environment)
+            figures = _in_a_process(point, values.steps, values.timeout, environment)
             found[-1][1].append(figures)
             record.append({**dataclasses.asdict(point), "axis": series.axis, "figures": figures})
             write_text(folder / "scaling.json", json.dumps(record, indent=1))
@@ -242,4 +256,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(main(sys.argv))

@@ -4,7 +4,18 @@ import importlib
 
 import pytest
 
-COMMANDS = ("accelerator.__main__", "fast_finish", "full_fit", "generalisation.__main__", "make_synthetic", "varying_table")
+COMMANDS = (
+    "accelerator.__main__",
+    "benchmark",
+    "blind_table",
+    "fast_finish",
+    "full_fit",
+    "generalisation.__main__",
+    "make_sample",
+    "make_synthetic",
+    "scaling",
+    "varying_table",
+)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -31,6 +42,10 @@ def test_what_cannot_be_parsed_is_told_in_one_line(name, argument, capsys):
 @pytest.mark.parametrize(
     ("name", "arguments", "words"),
     [
+        ("benchmark", ["--preset=fast"], "choose another --preset"),
+        ("benchmark", ["--profile", "--compare=torch"], "leave --compare out"),
+        ("blind_table", [], "--data_dir is missing"),
+        ("blind_table", ["--data_dir=nowhere"], "no image of the levin set"),
         ("fast_finish", [], "--images is missing"),
         ("fast_finish", ["--images=nowhere.png"], "nowhere.png"),
         ("varying_table", [], "--data_dir is missing"),

@@ -2,7 +2,6 @@ import pytest
 from PIL import Image
 from scenes import QUICK
 
-import jaxdeblur.presets
 from experiments import scaling
 from experiments.scaling import Point, Series
 from jaxdeblur import runtime
@@ -56,7 +55,7 @@ def test_images_are_blurry_and_repeatable():
 
 
 def test_a_point_is_measured(monkeypatch):
-    monkeypatch.setattr(jaxdeblur.presets, "PRESETS", {"fast": Config(initialiser=QUICK)})
+    monkeypatch.setattr(scaling, "PRESETS", {"fast": Config(initialiser=QUICK)})
     monkeypatch.setattr(runtime, "set_up_cache", lambda setting: None)
     found = scaling.measure(Point("fast", side=96, kernel=11), steps=1)
     assert set(found) == {"first_s", "seconds", "cpu_s", "peak_mb", "base_mb"}
