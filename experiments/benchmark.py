@@ -25,7 +25,7 @@ from absl import flags
 
 from experiments import step_profile
 from experiments.accelerator import device
-from experiments.command_line import run_command
+from experiments.command_line import run_command, start
 from experiments.steppers import Stepper, jax_stepper, torch_stepper
 from jaxdeblur import runtime
 from jaxdeblur.config import FitConfig
@@ -206,4 +206,4 @@ def _time(values: flags.FlagValues, plain: dict[str, str], ours: dict[str, str])
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    start(main)

@@ -16,7 +16,6 @@ import fnmatch
 import os
 import pathlib
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -24,7 +23,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments.command_line import run_command
+from experiments.command_line import run_command, start
 from jaxdeblur import runtime
 from jaxdeblur.config import Config
 from jaxdeblur.errors import InputError
@@ -183,4 +182,4 @@ def _report(rows: Iterable[Row], path: str | None) -> list[Row]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    start(main)

@@ -4,10 +4,28 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from absl import flags
 
 from jaxdeblur.errors import InputError, describe
+
+# As a shell gives it.
+_INTERRUPTED = 130
+
+
+def start(main: Callable[[Sequence[str]], int], *, interrupted: str = "interrupted") -> NoReturn:
+    """Runs this process's command line and ends the process with its exit status, 130 after Ctrl-C.
+
+    Args:
+      main: takes the program's name and its arguments, returns the exit status.
+      interrupted: told after Ctrl-C.
+    """
+    try:
+        sys.exit(main(sys.argv))
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        sys.exit(_INTERRUPTED)
 
 
 def run_command(argv: Sequence[str], values: flags.FlagValues, about: str | None, work: Callable[[], int]) -> int:

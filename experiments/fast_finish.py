@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import pathlib
-import sys
 import time
 from collections.abc import Sequence
 
@@ -21,7 +20,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from experiments.command_line import run_command
+from experiments.command_line import run_command, start
 from experiments.make_synthetic import degrade
 from jaxdeblur import runtime
 from jaxdeblur.classical.learned import learned
@@ -133,4 +132,4 @@ def _run(values: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    start(main)

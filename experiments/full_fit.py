@@ -16,7 +16,6 @@ import dataclasses
 import io
 import json
 import pathlib
-import sys
 import time
 from collections.abc import Sequence
 
@@ -25,7 +24,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments.command_line import run_command
+from experiments.command_line import run_command, start
 from experiments.runner.render import require_matplotlib
 from experiments.runner.store import write_text
 from jaxdeblur import runtime
@@ -229,4 +228,4 @@ def _figure(path: pathlib.Path, title: str, rows: dict[int, tuple[float, float]]
 
 if __name__ == "__main__":
     runtime.relaunch_with_huge_pages()
-    sys.exit(main(sys.argv))
+    start(main, interrupted="interrupted; the same command goes on from the checkpoint")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import sys
 from collections.abc import Sequence
 
 import imageio.v3 as iio
@@ -19,7 +18,7 @@ import numpy as np
 import skimage.data
 from absl import flags
 
-from experiments.command_line import run_command
+from experiments.command_line import run_command, start
 from jaxdeblur.imaging.kernel_files import write_kernel_image
 from jaxdeblur.operators.blur import blur_valid, crop_to_blurry
 from jaxdeblur.operators.trajectories import motion_kernel
@@ -93,4 +92,4 @@ def _write(folder: pathlib.Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    start(main)

@@ -21,7 +21,6 @@ import itertools
 import json
 import math
 import pathlib
-import sys
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -31,7 +30,7 @@ import numpy as np
 import scipy.signal
 from absl import flags
 
-from experiments.command_line import run_command
+from experiments.command_line import run_command, start
 from experiments.shake3d import Shake
 from jaxdeblur.config import SMALLEST_SIDE, check_kernel_size
 from jaxdeblur.errors import InputError
@@ -363,4 +362,4 @@ def _command(values: flags.FlagValues) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    start(main)

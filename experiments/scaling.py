@@ -27,7 +27,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments.command_line import run_command
+from experiments.command_line import run_command, start
 from experiments.runner.store import write_text
 from jaxdeblur import runtime
 from jaxdeblur.pipeline import deblur
@@ -256,4 +256,4 @@ def _measure_all(values: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    start(main)

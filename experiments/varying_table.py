@@ -15,14 +15,13 @@ import dataclasses
 import fnmatch
 import io
 import pathlib
-import sys
 import time
 from collections.abc import Sequence
 
 import numpy as np
 from absl import flags
 
-from experiments.command_line import run_command
+from experiments.command_line import run_command, start
 from experiments.runner.store import write_text
 from jaxdeblur.config import Blur
 from jaxdeblur.errors import InputError
@@ -144,4 +143,4 @@ def _run(values: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    start(main, interrupted="interrupted; the rows in --csv are not measured again")

@@ -38,14 +38,13 @@ from typing import Any
 from absl import flags
 
 from experiments.accelerator import plan, report, worker
-from experiments.command_line import run_command
+from experiments.command_line import run_command, start
 from experiments.generalisation.measure import source_digest
 from experiments.runner.store import Store, write_text
 from jaxdeblur import runtime
 from jaxdeblur.errors import InputError
 
 _FAILED, _LATE = 1, 2
-_INTERRUPTED = 130
 _FAILURE = "failed: "
 _RESULTS = "results.json"
 _LARGEST_BUDGET_MINUTES = 24 * 60.0
@@ -65,11 +64,7 @@ def run() -> None:
     """The command."""
     # As Ctrl-C: the report is written, and no process is left behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        sys.exit(main(sys.argv))
-    except KeyboardInterrupt:
-        print("interrupted; what is measured is kept, the same command goes on", file=sys.stderr)
-        sys.exit(_INTERRUPTED)
+    start(main, interrupted="interrupted; what is measured is kept, the same command goes on")
 
 
 def main(argv: Sequence[str]) -> int:

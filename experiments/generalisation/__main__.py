@@ -16,14 +16,13 @@ import ast
 import contextlib
 import dataclasses
 import pathlib
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from absl import flags
 
-from experiments.command_line import run_command
+from experiments.command_line import run_command, start
 from experiments.generalisation import report
 from experiments.generalisation.cases import Case, read_cases
 from experiments.generalisation.measure import SCHEMA, Task, config_for, known_kernel_config, measure, source_digest
@@ -41,12 +40,8 @@ _SET_DIR = "data/generalisation"
 
 def run() -> None:
     """The command."""
-    try:
-        runtime.relaunch_with_huge_pages()
-        sys.exit(main(sys.argv))
-    except KeyboardInterrupt:
-        print("interrupted; finished cases are kept, the same command resumes", file=sys.stderr)
-        sys.exit(130)
+    runtime.relaunch_with_huge_pages()
+    start(main, interrupted="interrupted; finished cases are kept, the same command resumes")
 
 
 def main(argv: Sequence[str]) -> int:

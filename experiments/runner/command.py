@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from experiments.command_line import start
 from experiments.runner import job, render
 from experiments.runner.plan import Plan, Run, Settings, find_images, plan_entry
 from experiments.runner.store import Store
@@ -44,12 +45,8 @@ USAGE = "usage: python -m experiments.run --table=NAME --data_dir=FOLDER [flags]
 
 def run() -> None:
     """The command."""
-    try:
-        runtime.relaunch_with_huge_pages()
-        sys.exit(main(sys.argv))
-    except KeyboardInterrupt:
-        print("interrupted; finished images are kept, the same command goes on from there", file=sys.stderr)
-        sys.exit(130)
+    runtime.relaunch_with_huge_pages()
+    start(main, interrupted="interrupted; finished images are kept, the same command goes on from there")
 
 
 def main(argv: Sequence[str]) -> int:

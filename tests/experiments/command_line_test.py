@@ -4,6 +4,8 @@ import importlib
 
 import pytest
 
+from experiments import command_line
+
 COMMANDS = (
     "accelerator.__main__",
     "benchmark",
@@ -58,3 +60,15 @@ def test_what_is_missing_is_told_in_one_line(name, arguments, words, capsys, tmp
     told = capsys.readouterr()
     assert words in told.err
     assert told.err.count("\n") == 1
+
+
+def test_the_exit_status_and_an_interruption_are_a_process_s(capsys, monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.argv", ["name", "--flag"])
+    with pytest.raises(SystemExit, match=r"^2$"):
+        command_line.start(lambda argv: len(argv))
+    with pytest.raises(SystemExit, match=r"^130$"):
+        command_line.start(interrupted, interrupted="stopped, all is kept")
+    assert capsys.readouterr().err == "stopped, all is kept\n"
