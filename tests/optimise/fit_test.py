@@ -362,9 +362,26 @@ def test_foreign_and_damaged_checkpoints_are_refused(scene, tmp_path):
     _fit(scene, short, checkpoint=path)
     with pytest.raises(InputError, match="another image, seed or settings"):
         _fit(scene, short, checkpoint=path, key=jax.random.key(9))
+    with pytest.raises(InputError, match="another image, seed or settings"):
+        _fit(scene, short, checkpoint=path, noise_std=0.02)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(InputError, match="cannot be read"):
         _fit(scene, short, checkpoint=path)
+
+
+def test_a_fit_goes_on_where_the_noise_is_estimated_with_another_rounding(scene, tmp_path):
+    path = tmp_path / "fit.msgpack"
+    noise = np.float32(0.0123)
+    with pytest.raises(_Interrupted):
+        _fit(scene, checkpoint=path, checkpoint_interval=0.0, progress=_interrupt, noise_std=float(noise))
+    calls = []
+    _fit(
+        scene,
+        checkpoint=path,
+        progress=lambda *call: calls.append(call[1]),
+        noise_std=float(np.nextafter(noise, np.float32(1.0))),
+    )
+    assert calls == [6, 7]
 
 
 def test_known_kernel_is_kept_and_the_image_fits(scene):
