@@ -88,6 +88,7 @@ def test_images_that_are_too_small_are_a_one_line_error(tmp_path):
     assert list(train_dwdn.read_images(str(tmp_path), 32)) == ["small.png"]
 
 
+@pytest.mark.slow
 def test_the_command_from_a_folder_of_images_to_a_teacher(image, tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib", reason="draws the curve (extra 'eval')")
     import imageio.v3 as iio

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from jaxdeblur.operators import blur
 
-SIDES = st.tuples(st.integers(1, 24), st.integers(1, 24))
-KERNELS = st.tuples(st.integers(1, 9), st.integers(1, 9))
+# A few, odd and even, thin, and smaller than a kernel: every new pair is compiled anew, which takes longer than all else here.
+SIDES = st.sampled_from([(1, 1), (1, 24), (17, 2), (24, 23)])
+KERNELS = st.sampled_from([(1, 1), (9, 4), (5, 7)])
 
 
 def normal(seed, shape):
@@ -123,7 +124,7 @@ def test_the_blur_as_an_operator_of_the_kernel(blurry_shape, kernel_shape, count
     np.testing.assert_allclose(jnp.vdot(forward(kernel), blurry) / scale, jnp.vdot(kernel, adjoint(blurry)) / scale, atol=1e-4)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(SIDES, KERNELS, st.integers(0, 2**16))
 def test_pairs_are_blurred_as_two_images_are(blurry_shape, kernel_shape, seed):
     images, kernel = normal(seed, (2, *blur.latent_shape(blurry_shape, kernel_shape))), normal(seed + 1, kernel_shape)

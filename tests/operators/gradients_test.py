@@ -12,11 +12,11 @@ ALL = gradients.FIRST_DERIVATIVES + gradients.SECOND_DERIVATIVES
 
 
 @settings(max_examples=8, deadline=None)
-@given(st.integers(3, 12), st.integers(3, 12), st.integers(0, 2**16), st.sampled_from(ALL), st.booleans())
-def test_adjointness(rows, columns, seed, pair, batched):
+@given(st.sampled_from([(3, 3), (4, 11), (12, 7)]), st.integers(0, 2**16), st.sampled_from(ALL), st.booleans())
+def test_adjointness(shape, seed, pair, batched):
     operator, adjoint = pair
     generator = np.random.default_rng(seed)
-    image = jnp.asarray(generator.normal(size=(2,) * batched + (rows, columns)), jnp.float32)
+    image = jnp.asarray(generator.normal(size=(2,) * batched + shape), jnp.float32)
     forward = operator(image)
     other = jnp.asarray(generator.normal(size=forward.shape), jnp.float32)
     assert adjoint(other).shape == image.shape

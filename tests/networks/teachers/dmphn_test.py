@@ -83,6 +83,7 @@ def test_grey_is_given_as_three_channels_and_comes_back_as_luma(twins, tmp_path)
     np.testing.assert_allclose(restored, expected, atol=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_mapped_over_restarts_it_equals_single_calls(params):
     images = jax.random.uniform(jax.random.key(1), (2, 16, 11))
     together = jax.jit(jax.vmap(dmphn.restore, (None, 0)))(params, images)
