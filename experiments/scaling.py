@@ -1,10 +1,11 @@
-"""How time and memory grow with the image, the kernel, the restarts and the number of images.
+"""How time and memory grow with the image, the kernel, the restarts and the number of images, and what processes gain.
 
     python -m experiments.scaling --quick
     python -m experiments.scaling --output_dir=scaling
 
-Every point is a process of its own, so that its peak memory is its own. It deblurs made-up images twice, without a cache of
-compiled programs: the first call compiles, the second counts as the time. On a machine that does other work as well, the
+Every point is a process of its own, so that its peak memory is its own. It deblurs made-up images twice, with an empty folder
+for compiled programs: the first time compiles, the second counts as the time. With several workers the time includes their
+start, and the memory is this process's and so many times the largest worker's. On a machine that does other work as well, the
 seconds of processors used are the better measure of the two that are given. Growth is the slope of a line through the points in
 logarithms: 2 for the side of an image means in proportion to its pixels. A deep prior is fitted for a few steps only
 (``--steps``), since each of them costs the same.
@@ -12,6 +13,7 @@ logarithms: 2 for the side of an image means in proportion to its pixels. A deep
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -19,6 +21,7 @@ import pathlib
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -30,7 +33,8 @@ from absl import flags
 from experiments.command_line import run_command, start
 from experiments.runner.store import write_text
 from jaxdeblur import runtime
-from jaxdeblur.pipeline import deblur
+from jaxdeblur.jobs.cluster import map_batches
+from jaxdeblur.jobs.images import Task, run_tasks
 from jaxdeblur.presets import PRESETS
 
 
@@ -43,7 +47,8 @@ class Point:
       side: of the image, in pixels.
       kernel: side of the kernel's support.
       restarts: of the deep prior.
-      images: images, one after the other.
+      images: how many.
+      workers: processes that share the images.
     """
 
     preset: str
@@ -51,6 +56,7 @@ class Point:
     kernel: int = 15
     restarts: int = 1
     images: int = 1
+    workers: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,10 +86,12 @@ def all_series(classical: str, deep: str, *, quick: bool) -> list[Series]:
         series(classical, "side", sides),
         series(classical, "kernel", kernels, side=256),
         series(classical, "images", counts),
+        series(classical, "workers", counts[:2], images=8),
         series(deep, "side", sides),
         series(deep, "kernel", kernels, side=256),
         series(deep, "restarts", counts),
         series(deep, "images", counts),
+        series(deep, "workers", counts[:2], images=8),
     ]
 
 
@@ -110,8 +118,17 @@ def blurry_scene(side: int, kernel_side: int, seed: int = 0) -> np.ndarray:
     return noisy
 
 
-def _peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+def _peak_mb(workers: int = 1) -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if workers > 1:
+        peak += workers * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
+def _cpu_s() -> float:
+    """Seconds of processors that this process has used, and those of its children that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def measure(point: Point, steps: int) -> dict[str, float]:
@@ -120,21 +137,29 @@ def measure(point: Point, steps: int) -> dict[str, float]:
     Returns:
       ``first_s``, compiling included; ``seconds`` and ``cpu_s`` (of all processors) of the second time; ``peak_mb``; and
       ``base_mb``, before any work.
+
+    Raises:
+      RuntimeError: an image failed.
     """
-    runtime.set_up_cache(runtime.OFF)
     config = PRESETS[point.preset].override(kernel_size=point.kernel)
     if config.fit is not None:
         fit = dataclasses.replace(config.fit, num_iterations=steps)
         config = dataclasses.replace(config, fit=fit, num_restarts=point.restarts)
-    images = [blurry_scene(point.side, point.kernel, seed) for seed in range(point.images)]
-    jax.block_until_ready(jax.numpy.zeros(1))
-    found = {"base_mb": _peak_mb()}
-    for name in ("first_s", "seconds"):
-        began, used = time.perf_counter(), time.process_time()
-        for one in images:
-            deblur(one, config, key=jax.random.key(0))
-        found[name], found["cpu_s"] = time.perf_counter() - began, time.process_time() - used
-    return {**found, "peak_mb": _peak_mb()}
+    with tempfile.TemporaryDirectory() as cache_dir:
+        tasks = [
+            Task(blurry_scene(point.side, point.kernel, seed), config, seed=0, kernel=None, cache_dir=cache_dir, name=str(seed))
+            for seed in range(point.images)
+        ]
+        jax.block_until_ready(jax.numpy.zeros(1))
+        found = {"base_mb": _peak_mb()}
+        for name in ("first_s", "seconds"):
+            began, used = time.perf_counter(), _cpu_s()
+            with contextlib.closing(map_batches(run_tasks, ([task] for task in tasks), workers=point.workers)) as outcomes:
+                for outcome in outcomes:
+                    if outcome.value is None:
+                        raise RuntimeError(outcome.errors[-1])
+            found[name], found["cpu_s"] = time.perf_counter() - began, _cpu_s() - used
+    return {**found, "peak_mb": _peak_mb(point.workers)}
 
 
 def _in_a_process(point: Point, steps: int, timeout: int, environment: Mapping[str, str]) -> dict[str, float] | None:

@@ -31,15 +31,13 @@ def test_table_and_figure(tmp_path):
 
 def test_every_point_differs_in_its_axis_alone():
     whole = scaling.all_series("fast", "selfdeblur_small", quick=False)
-    assert {series.axis for series in whole} == {"side", "kernel", "restarts", "images"}
+    assert {series.axis for series in whole} == {"side", "kernel", "restarts", "images", "workers"}
     for series, short in zip(whole, scaling.all_series("fast", "selfdeblur_small", quick=True), strict=True):
         assert short.points == series.points[:3]
         values = [getattr(point, series.axis) for point in series.points]
         assert values == sorted(set(values))
-        assert (
-            len({(p.preset, *(getattr(p, n) for n in ("side", "kernel", "images") if n != series.axis)) for p in series.points})
-            == 1
-        )
+        others = [name for name in ("preset", "side", "kernel", "images", "workers") if name != series.axis]
+        assert len({tuple(getattr(point, name) for name in others) for point in series.points}) == 1
         assert all(point.kernel < point.side for point in series.points)
 
 
@@ -54,10 +52,18 @@ def test_images_are_blurry_and_repeatable():
     )
 
 
-def test_a_point_is_measured(monkeypatch):
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_point_is_measured(workers, monkeypatch):
     monkeypatch.setattr(scaling, "PRESETS", {"fast": Config(initialiser=QUICK)})
     monkeypatch.setattr(runtime, "set_up_cache", lambda setting: None)
-    found = scaling.measure(Point("fast", side=96, kernel=11), steps=1)
+    found = scaling.measure(Point("fast", side=96, kernel=11, images=workers, workers=workers), steps=1)
     assert set(found) == {"first_s", "seconds", "cpu_s", "peak_mb", "base_mb"}
     assert found["seconds"] > 0
-    assert 0 < found["base_mb"] <= found["peak_mb"]
+    assert found["cpu_s"] > 0
+    assert 0 < workers * found["base_mb"] <= found["peak_mb"]
+
+
+def test_an_image_that_fails_gives_no_figure(monkeypatch):
+    monkeypatch.setattr(scaling, "run_tasks", lambda tasks: 1 / 0)
+    with pytest.raises(RuntimeError, match="division"):
+        scaling.measure(Point("fast", side=96, kernel=11), steps=1)
