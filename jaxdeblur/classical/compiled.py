@@ -47,6 +47,18 @@ def side_by_side(
             pool.shutdown(cancel_futures=True)
 
 
+def run_side_by_side(program: jax.stages.Wrapped, calls: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """``program(**call)`` for every call, in order; see :func:`side_by_side`.
+
+    Args:
+      program: compiled once if not before, so the calls have to agree in shapes and types.
+      calls: its keyword arguments.
+    """
+    if len(calls) > 1:
+        program.lower(**calls[0]).compile()  # kept by jax: otherwise every thread would compile it anew
+    return list(side_by_side(lambda call: jax.block_until_ready(program(**call)), calls))
+
+
 def compile_side_by_side(calls: Sequence[tuple[jax.stages.Wrapped, Mapping[str, Any]]]) -> None:
     """Compiles programs before they are called, on CPUs several at a time, where one compilation keeps one core busy.
 

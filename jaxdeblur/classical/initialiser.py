@@ -14,7 +14,7 @@ import numpy as np
 import scipy.ndimage
 
 from jaxdeblur.classical import kernel_l0, variational
-from jaxdeblur.classical.compiled import compile_side_by_side, side_by_side
+from jaxdeblur.classical.compiled import compile_side_by_side, run_side_by_side
 from jaxdeblur.classical.judge import score
 from jaxdeblur.config import InitialiserConfig
 from jaxdeblur.operators.kernels import centre_kernel, crop_kernel, pad_kernel, resize_kernel
@@ -287,7 +287,7 @@ def _guess(
             ratio, side = level.scale / levels[index - 1].scale, level.kernel_size
             guesses = [_resize_kernel(guess, (side, side), scale=ratio) for guess in guesses]
         calls = _guess_calls(_resize(blurry, level), guesses, settings, index * config.level_iterations)
-        guesses = _side_by_side(kernel_l0.estimate_level, calls)
+        guesses = run_side_by_side(kernel_l0.estimate_level, calls)
         report(index)
     return guesses
 
@@ -357,7 +357,7 @@ class _Model:
         """
         if iterations == 0:  # a program that refines nothing takes as long to compile as any other
             return [(attempt.kernel, math.nan) for attempt in attempts]
-        refined = _side_by_side(variational.refine_kernel, self.refine_calls(attempts, iterations, annealed=annealed))
+        refined = run_side_by_side(variational.refine_kernel, self.refine_calls(attempts, iterations, annealed=annealed))
         return [(kernel, score(evidence, kernel, self.config)) for kernel, evidence in refined]
 
     def refine_calls(self, attempts: Sequence[_Attempt], iterations: int, *, annealed: bool = True) -> list[dict[str, Any]]:
@@ -378,7 +378,7 @@ class _Model:
 
     def judge(self, kernels: Sequence[jax.Array], softness_std: float) -> list[float]:
         """The scores of kernels of one shape, with the same softness for all."""
-        evidences = _side_by_side(variational.negative_log_evidence, self.judge_calls(kernels, softness_std))
+        evidences = run_side_by_side(variational.negative_log_evidence, self.judge_calls(kernels, softness_std))
         return [score(evidence, kernel, self.config) for kernel, evidence in zip(kernels, evidences, strict=True)]
 
     def judge_calls(self, kernels: Sequence[jax.Array], softness_std: float) -> list[dict[str, Any]]:
@@ -392,13 +392,6 @@ class _Model:
             }
             for kernel in kernels
         ]
-
-
-def _side_by_side(program: jax.stages.Wrapped, calls: Sequence[dict[str, Any]]) -> list[Any]:
-    """``program(**call)`` for every call, in order: on CPUs several at a time."""
-    if len(calls) > 1:
-        program.lower(**calls[0]).compile()  # kept by jax: otherwise every thread would compile it anew
-    return list(side_by_side(lambda call: jax.block_until_ready(program(**call)), calls))
 
 
 @jax.jit

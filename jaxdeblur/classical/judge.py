@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdeblur.classical import variational
+from jaxdeblur.classical.compiled import run_side_by_side
 from jaxdeblur.config import InitialiserConfig
 from jaxdeblur.operators.kernels import pad_kernel
 
@@ -36,17 +37,17 @@ def judge(
         return dict.fromkeys(kernels, float("nan"))
     shape = (max(k.shape[0] for k in kernels.values()), max(k.shape[1] for k in kernels.values()))
     variance = variational.noise_variance(noise_std, smallest=config.noise_variance)
-
-    def judged(kernel: np.ndarray) -> float:
-        evidence = variational.negative_log_evidence(
-            jnp.asarray(blurry),
-            pad_kernel(jnp.asarray(kernel), shape),
-            noise_variance=variance,
-            image_softness_std=config.judging_softness_std,
-        )
-        return score(evidence, kernel, config)
-
-    return {name: judged(kernel) for name, kernel in kernels.items()}
+    calls = [
+        {
+            "blurry": jnp.asarray(blurry),
+            "kernel": pad_kernel(jnp.asarray(kernel), shape),
+            "noise_variance": variance,
+            "image_softness_std": config.judging_softness_std,
+        }
+        for kernel in kernels.values()
+    ]
+    evidences = run_side_by_side(variational.negative_log_evidence, calls)
+    return {name: score(evidence, kernel, config) for (name, kernel), evidence in zip(kernels.items(), evidences, strict=True)}
 
 
 def score(evidence: jax.Array | float, kernel: jax.Array | np.ndarray, config: InitialiserConfig) -> float:

@@ -3,9 +3,10 @@ import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from jaxdeblur.classical.compiled import compile_side_by_side, reproducible_jit, side_by_side
+from jaxdeblur.classical.compiled import compile_side_by_side, reproducible_jit, run_side_by_side, side_by_side
 
 
 def test_values_come_in_order_whoever_is_first():
@@ -72,3 +73,17 @@ def test_what_was_compiled_ahead_is_not_traced_again():
     assert sorted(traces) == [(side,) for side in sides]
     assert [float(program(array=jnp.ones(side), number=0.5)) for side in sides] == [1.5, 2.0, 2.5]
     assert len(traces) == 3
+
+
+def test_programs_run_side_by_side_compile_once_and_answer_in_order():
+    traces = []
+
+    @jax.jit
+    def slow(number, *, array):
+        traces.append(number)
+        return number * jnp.linalg.norm(jax.lax.fori_loop(0, 30, lambda _, a: jnp.tanh(a @ a), array))
+
+    calls = [{"number": float(number), "array": jnp.full((60, 60), 0.02)} for number in range(12)]
+    found = run_side_by_side(slow, calls)
+    np.testing.assert_allclose(found, [float(slow(**call)) for call in calls])
+    assert len(traces) == 1

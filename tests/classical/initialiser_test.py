@@ -1,6 +1,5 @@
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -49,7 +48,7 @@ def test_patient_guesses_have_the_whole_support_and_their_own_ridge_and_iteratio
         return call["kernel"]
 
     monkeypatch.setattr(initialiser.kernel_l0, "estimate_level", spy)
-    monkeypatch.setattr(initialiser, "_side_by_side", lambda program, calls: [program(**call) for call in calls])
+    monkeypatch.setattr(initialiser, "run_side_by_side", lambda program, calls: [program(**call) for call in calls])
     config = dataclasses.replace(QUICK, patient_weights=(6e-2, 3e-2), patient_ridge=20.0, patient_iterations=9)
     levels = initialiser.kernel_l0.pyramid((96, 96), 11)[:2]
     assert len(initialiser._guess(scene().blurry, config, levels, lambda _: None)) == 4 + 2
@@ -64,7 +63,7 @@ def test_patient_guesses_have_the_whole_support_and_their_own_ridge_and_iteratio
 def test_the_likeliest_guesses_are_refined_and_the_likeliest_of_those_is_kept(monkeypatch):
     told = iter([3.0, float("nan"), 2.0, 0.0, 0.0, 0.0])
     judged = iter([5.0, 0.0])
-    monkeypatch.setattr(initialiser, "_side_by_side", lambda program, calls: [program(**call) for call in calls])
+    monkeypatch.setattr(initialiser, "run_side_by_side", lambda program, calls: [program(**call) for call in calls])
     monkeypatch.setattr(initialiser, "compile_side_by_side", lambda calls: None)
     given, found = [], []
     refine = variational.refine_kernel
@@ -98,7 +97,7 @@ def test_the_kernel_is_refined_with_each_softness_then_with_each_thinness(lowest
         return refine(**call)
 
     monkeypatch.setattr(initialiser.variational, "negative_log_evidence", lambda **_: next(evidences))
-    monkeypatch.setattr(initialiser, "_side_by_side", lambda program, calls: [program(**call) for call in calls])
+    monkeypatch.setattr(initialiser, "run_side_by_side", lambda program, calls: [program(**call) for call in calls])
     monkeypatch.setattr(initialiser, "compile_side_by_side", lambda calls: None)
     monkeypatch.setattr(initialiser.variational, "refine_kernel", spy)
     config = dataclasses.replace(
@@ -214,20 +213,6 @@ def test_the_crop_goes_where_the_edges_are():
     assert initialiser.informative_crop(image, 500) == (slice(0, 120), slice(0, 200))
 
 
-def test_programs_run_side_by_side_compile_once_and_answer_in_order():
-    traces = []
-
-    @jax.jit
-    def slow(number, *, array):
-        traces.append(number)
-        return number * jnp.linalg.norm(jax.lax.fori_loop(0, 30, lambda _, a: jnp.tanh(a @ a), array))
-
-    calls = [{"number": float(number), "array": jnp.full((60, 60), 0.02)} for number in range(12)]
-    found = initialiser._side_by_side(slow, calls)
-    np.testing.assert_allclose(found, [float(slow(**call)) for call in calls])
-    assert len(traces) == 1
-
-
 @pytest.mark.parametrize("guess_side", [64, 300])
 def test_every_program_is_compiled_before_the_first_call(guess_side, monkeypatch):
     """And none that is not called: on a coarse level and finer ones, or on one level alone."""
@@ -246,7 +231,7 @@ def test_every_program_is_compiled_before_the_first_call(guess_side, monkeypatch
         return kernels if program is kernel_l0.estimate_level else [(kernel, 0.0) for kernel in kernels]
 
     monkeypatch.setattr(initialiser, "compile_side_by_side", lambda calls: compiled.update(types(*one) for one in calls))
-    monkeypatch.setattr(initialiser, "_side_by_side", answers)
+    monkeypatch.setattr(initialiser, "run_side_by_side", answers)
     config = dataclasses.replace(QUICK, guess_side=guess_side, guess_window_side=64, refine_side=80, vary_iterations=3)
     initialiser.estimate_kernel(scene().blurry, config, kernel_size=11, noise_std=NOISE_STD)
     assert compiled == called
