@@ -23,7 +23,6 @@ import csv
 import dataclasses
 import os
 import pathlib
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -35,6 +34,7 @@ import numpy as np
 import optax
 from absl import flags
 
+from experiments.command_line import run_command, start
 from jaxdeblur import runtime
 from jaxdeblur.classical import finish
 from jaxdeblur.classical.noise import noise_std
@@ -48,29 +48,6 @@ from jaxdeblur.networks.teachers import dwdn
 from jaxdeblur.networks.teachers.weights import save_teacher
 from jaxdeblur.operators.blur import blur_valid, crop_to_blurry
 from jaxdeblur.operators.trajectories import motion_kernel
-
-# Its own, so that other experiments may have flags of the same names.
-_FLAGS = flags.FlagValues()
-_HELP = flags.DEFINE_bool("help", False, "Print this and stop.", short_name="h", flag_values=_FLAGS)
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of sharp images.", flag_values=_FLAGS)
-_TEST_DIR = flags.DEFINE_string(
-    "test_dir", None, "Folder of sharp images to hold out instead of some of --data_dir.", flag_values=_FLAGS
-)
-_OUTPUT_DIR = flags.DEFINE_string("output_dir", "dwdn", "Where checkpoints, parameters and curves go.", flag_values=_FLAGS)
-_FEATURES = flags.DEFINE_integer("features", 16, "Channels that are deconvolved.", lower_bound=1, flag_values=_FLAGS)
-_WIDTHS = flags.DEFINE_list("widths", ["32", "64", "128"], "Channels at each resolution.", flag_values=_FLAGS)
-_NUM_BLOCKS = flags.DEFINE_integer("num_blocks", 3, "Residual blocks in each stage.", lower_bound=1, flag_values=_FLAGS)
-_NUM_STEPS = flags.DEFINE_integer("num_steps", 300_000, "Steps of the whole run.", lower_bound=1, flag_values=_FLAGS)
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Crops in a step.", lower_bound=1, flag_values=_FLAGS)
-_CROP = flags.DEFINE_integer("crop", 256, "Side of a blurry crop.", lower_bound=32, flag_values=_FLAGS)
-_KERNEL_SIZES = flags.DEFINE_list("kernel_sizes", ["7", "31"], "Smallest and largest odd side of a kernel.", flag_values=_FLAGS)
-_LEARNING_RATE = flags.DEFINE_float(
-    "learning_rate", 1e-3, "Adam's, at its highest; it falls to a hundredth as a cosine.", flag_values=_FLAGS
-)
-_VALIDATE_EVERY = flags.DEFINE_integer(
-    "validate_every", 250, "Steps between validations and checkpoints.", lower_bound=1, flag_values=_FLAGS
-)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the start and the examples.", flag_values=_FLAGS)
 
 _LARGEST_NOISE_STD = 0.05
 _TEST_NOISE_STDS = (0.0, 0.01, 0.03)
@@ -317,7 +294,7 @@ def train(
     apply = jax.jit(lambda params, blurry, kernel: dwdn.Dwdn(config.model).apply({"params": params}, blurry, kernel))
     rows = _curve_until(curve, int(state.step))
     losses: list[float] = []
-    start = time.perf_counter()
+    began = time.perf_counter()
     last = min(last_step or config.num_steps, config.num_steps)
     for index in range(int(state.step), last):
         sharp, chosen, noise = draw_batch(images, kernels, config, index)
@@ -332,9 +309,9 @@ def train(
             save(checkpoint, state)
             rows.append((done, float(np.mean(losses)), mean))
             _write_curve(curve, rows)
-            seconds = (time.perf_counter() - start) / len(losses)
+            seconds = (time.perf_counter() - began) / len(losses)
             print(f"step {done}: loss {rows[-1][1]:.4f}, validation {mean:.2f} dB, {seconds:.2f} s a step", flush=True)
-            losses, start = [], time.perf_counter()
+            losses, began = [], time.perf_counter()
     return state
 
 
@@ -379,57 +356,84 @@ def draw_curve(rows: Sequence[tuple[int, float, float]], path: pathlib.Path) -> 
     figure.savefig(path, dpi=120)
 
 
-def _config() -> TrainConfig:
+def define_flags() -> flags.FlagValues:
+    """The flags, unparsed."""
+    values = flags.FlagValues()
+
+    def number(name: str, default: int, text: str, lower_bound: int | None = None) -> None:
+        flags.DEFINE_integer(name, default, text, lower_bound=lower_bound, flag_values=values)
+
+    flags.DEFINE_string("data_dir", None, "Folder of sharp images.", flag_values=values)
+    flags.DEFINE_string(
+        "test_dir", None, "Folder of sharp images to hold out instead of some of --data_dir.", flag_values=values
+    )
+    flags.DEFINE_string("output_dir", "dwdn", "Where checkpoints, parameters and curves go.", flag_values=values)
+    number("features", 16, "Channels that are deconvolved.", 1)
+    flags.DEFINE_list("widths", ["32", "64", "128"], "Channels at each resolution.", flag_values=values)
+    number("num_blocks", 3, "Residual blocks in each stage.", 1)
+    number("num_steps", 300_000, "Steps of the whole run.", 1)
+    number("batch_size", 16, "Crops in a step.", 1)
+    number("crop", 256, "Side of a blurry crop.", 32)
+    flags.DEFINE_list("kernel_sizes", ["7", "31"], "Smallest and largest odd side of a kernel.", flag_values=values)
+    flags.DEFINE_float(
+        "learning_rate", 1e-3, "Adam's, at its highest; it falls to a hundredth as a cosine.", flag_values=values
+    )
+    number("validate_every", 250, "Steps between validations and checkpoints.", 1)
+    number("seed", 0, "Of the start and the examples.")
+    return values
+
+
+def _config(values: flags.FlagValues) -> TrainConfig:
     try:
-        widths = tuple(int(width) for width in _WIDTHS.value)
-        small, large = (int(size) for size in _KERNEL_SIZES.value)
+        widths = tuple(int(width) for width in values.widths)
+        small, large = (int(size) for size in values.kernel_sizes)
     except ValueError:
         raise InputError("--widths and --kernel_sizes take whole numbers with commas between, --kernel_sizes two") from None
     return TrainConfig(
-        dwdn.DwdnConfig(_FEATURES.value, widths, _NUM_BLOCKS.value),
-        num_steps=_NUM_STEPS.value,
-        batch_size=_BATCH_SIZE.value,
-        crop=_CROP.value,
+        dwdn.DwdnConfig(values.features, widths, values.num_blocks),
+        num_steps=values.num_steps,
+        batch_size=values.batch_size,
+        crop=values.crop,
         kernel_sizes=(small, large),
-        learning_rate=_LEARNING_RATE.value,
-        validate_every=_VALIDATE_EVERY.value,
-        seed=_SEED.value,
+        learning_rate=values.learning_rate,
+        validate_every=values.validate_every,
+        seed=values.seed,
     )
 
 
-def main(argv: list[str]) -> None:
-    """Runs a command line: the program's name and its arguments."""
-    runtime.relaunch_with_huge_pages()
-    try:
-        _, *unexpected = _FLAGS(argv)
-        if _HELP.value:
-            print(__doc__, _FLAGS.get_help(), sep="\n")
-            return
-        if unexpected:
-            raise InputError(f"unexpected argument {unexpected[0]!r}: everything is a flag")
-        if not _DATA_DIR.value:
+def main(argv: Sequence[str]) -> int:
+    """Runs a command line: the program's name and its arguments. Returns the exit status."""
+    values = define_flags()
+
+    def work() -> int:
+        if not values.data_dir:
             raise InputError("--data_dir is missing: give a folder of sharp images")
-        config = _config()
-        smallest = config.crop + config.kernel_sizes[1] - 1
-        images = read_images(_DATA_DIR.value, smallest)
-        if _TEST_DIR.value:
-            held_out = read_images(_TEST_DIR.value, smallest)
-        else:
-            held_out = {name: images.pop(name) for name in list(images)[:: max(2, min(_HELD_OUT_SHARE, len(images)))]}
-        if not images:
-            raise InputError(f"{_DATA_DIR.value}: with one image held out none is left to train on; add more")
-        print(f"training on {len(images)} images, held out: {', '.join(held_out)}", flush=True)
-        folder = pathlib.Path(_OUTPUT_DIR.value)
-        folder.mkdir(parents=True, exist_ok=True)
-        runtime.set_up_cache()
-        cases = held_out_cases(held_out, config.kernel_sizes, config.seed)
-        crops = [version for image in images.values() for version in reduced(image, smallest)]
-        state = train(config, crops, cases, folder)
-        draw_curve(_curve_until(folder / "curve.csv", config.num_steps), folder / "curve.png")
-        print(*comparison(compared(state.best_params, cases)), sep="\n")
-    except (InputError, flags.Error) as error:
-        sys.exit(str(error))
+        _train_and_compare(_config(values), values)
+        return 0
+
+    return run_command(argv, values, __doc__, work)
+
+
+def _train_and_compare(config: TrainConfig, values: flags.FlagValues) -> None:
+    smallest = config.crop + config.kernel_sizes[1] - 1
+    images = read_images(values.data_dir, smallest)
+    if values.test_dir:
+        held_out = read_images(values.test_dir, smallest)
+    else:
+        held_out = {name: images.pop(name) for name in list(images)[:: max(2, min(_HELD_OUT_SHARE, len(images)))]}
+    if not images:
+        raise InputError(f"{values.data_dir}: with one image held out none is left to train on; add more")
+    runtime.relaunch_with_huge_pages()
+    print(f"training on {len(images)} images, held out: {', '.join(held_out)}", flush=True)
+    folder = pathlib.Path(values.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    runtime.set_up_cache()
+    cases = held_out_cases(held_out, config.kernel_sizes, config.seed)
+    crops = [version for image in images.values() for version in reduced(image, smallest)]
+    state = train(config, crops, cases, folder)
+    draw_curve(_curve_until(folder / "curve.csv", config.num_steps), folder / "curve.png")
+    print(*comparison(compared(state.best_params, cases)), sep="\n")
 
 
 if __name__ == "__main__":
-    main(sys.argv)
+    start(main, interrupted="interrupted; the same command goes on from the last checkpoint")

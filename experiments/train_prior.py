@@ -16,9 +16,9 @@ checkpoint and ends as an unbroken one. Written to ``--output_dir``:
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -32,26 +32,13 @@ import scipy.ndimage
 import scipy.signal
 from absl import flags
 
+from experiments.command_line import run_command, start
 from jaxdeblur.classical import learned, sparse
 from jaxdeblur.errors import InputError
 from jaxdeblur.imaging.colour import luma
 from jaxdeblur.imaging.reading import read_image
 from jaxdeblur.imaging.selection import find_images
 from jaxdeblur.operators.trajectories import motion_kernel
-
-# Its own, so that other experiments may have flags of the same names.
-_FLAGS = flags.FlagValues()
-_HELP = flags.DEFINE_bool("help", False, "Print this and stop.", short_name="h", flag_values=_FLAGS)
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of sharp images.", flag_values=_FLAGS)
-_OUTPUT_DIR = flags.DEFINE_string("output_dir", "prior", "Where the checkpoint and the weights go.", flag_values=_FLAGS)
-_DENOISER_STEPS = flags.DEFINE_integer("denoiser_steps", 1600, "Steps of the first part.", lower_bound=1, flag_values=_FLAGS)
-_STAGE_STEPS = flags.DEFINE_integer("stage_steps", 900, "Steps of the second part.", lower_bound=1, flag_values=_FLAGS)
-_NUM_STAGES = flags.DEFINE_integer("num_stages", 3, "Stages.", lower_bound=1, flag_values=_FLAGS)
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 12, "Crops in a denoiser's step.", lower_bound=1, flag_values=_FLAGS)
-_STAGE_BATCH_SIZE = flags.DEFINE_integer("stage_batch_size", 2, "Crops in a stages' step.", lower_bound=1, flag_values=_FLAGS)
-_CROP = flags.DEFINE_integer("crop", 64, "Side of a denoiser's crop; the stages' are 1.8 times that.", 32, flag_values=_FLAGS)
-_KERNEL_SIZE = flags.DEFINE_integer("kernel_size", 27, "Largest odd side of a kernel.", lower_bound=9, flag_values=_FLAGS)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the start and the examples.", flag_values=_FLAGS)
 
 _DENOISER_RATE, _STAGE_RATE, _SETTING_RATE = 2e-3, 4e-4, 2e-2
 _SETTINGS = ("stage_std", "stage_power", "stage_pull")
@@ -63,6 +50,31 @@ _CHECKPOINT_EVERY = 100
 _MEAN_DECAY = 0.98
 
 Batch = tuple[np.ndarray, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A training run.
+
+    Attributes:
+      denoiser_steps: of the first part.
+      stage_steps: of the second part.
+      num_stages: of the restoration.
+      batch_size: crops in a denoiser's step.
+      stage_batch_size: crops in a stages' step.
+      crop: side of a denoiser's crop in pixels; the stages' are 1.8 times that.
+      kernel_size: largest odd side of a kernel.
+      seed: of the start and the examples.
+    """
+
+    denoiser_steps: int = 1600
+    stage_steps: int = 900
+    num_stages: int = 3
+    batch_size: int = 12
+    stage_batch_size: int = 2
+    crop: int = 64
+    kernel_size: int = 27
+    seed: int = 0
 
 
 @flax.struct.dataclass
@@ -227,6 +239,7 @@ def _train(
     batch: Callable[[np.random.Generator], Batch],
     num_steps: int,
     rate: float,
+    seed: int,
     folder: pathlib.Path,
 ) -> Any:
     """One part of the training, from its checkpoint if there is one; the running mean of its weights."""
@@ -234,7 +247,7 @@ def _train(
     state = State(0, weights, weights, optimiser.init(weights))
     path = folder / f"{part}.msgpack"
     if path.exists():
-        state = flax.serialization.from_bytes(state, path.read_bytes())
+        state = _restored(path, state)
 
     @jax.jit
     def step(weights: Any, mean: Any, opt_state: Any, *examples: jax.Array) -> tuple[Any, Any, Any, jax.Array]:
@@ -246,7 +259,7 @@ def _train(
 
     began, losses = time.monotonic(), []
     for index in range(int(state.step), num_steps):
-        examples = batch(np.random.default_rng([_SEED.value, len(part), index]))
+        examples = batch(np.random.default_rng([seed, len(part), index]))
         weights, mean, opt_state, value = step(state.weights, state.mean, state.opt_state, *examples)
         state = State(index + 1, weights, mean, opt_state)
         losses.append(float(value))
@@ -259,30 +272,51 @@ def _train(
     return state.mean
 
 
-def train(data_dir: str, output_dir: str) -> pathlib.Path:
-    """Both parts; the file of the weights, of which the network's are half precision."""
-    folder = pathlib.Path(output_dir)
+def _restored(path: pathlib.Path, state: State) -> State:
+    try:
+        found: State = flax.serialization.from_bytes(state, path.read_bytes())
+        matching = jax.tree.map(lambda a, b: np.shape(a) == np.shape(b), state, found)
+    except Exception as error:
+        raise InputError(f"{path} cannot be gone on from ({type(error).__name__}): give another --output_dir") from None
+    if not jax.tree.all(matching):
+        raise InputError(f"{path} is of a run with other --num_stages: give the same, or another --output_dir")
+    return found
+
+
+def train(config: TrainConfig, images: Sequence[np.ndarray], folder: pathlib.Path) -> pathlib.Path:
+    """Both parts.
+
+    Args:
+      config: of the run.
+      images: grey, in [0, 1]; see :func:`read_images`.
+      folder: of the checkpoints and the weights; made if need be.
+
+    Returns:
+      The file of the weights, of which the network's are half precision.
+
+    Raises:
+      InputError: a checkpoint there cannot be gone on from.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    side = 2 * round(0.9 * _CROP.value)
-    size = _KERNEL_SIZE.value
-    images = read_images(data_dir, side + size - 1)
 
     def noisy(generator: np.random.Generator) -> Batch:
-        return noisy_batch(generator, images, _BATCH_SIZE.value, _CROP.value)
+        return noisy_batch(generator, images, config.batch_size, config.crop)
 
     def blurred(generator: np.random.Generator) -> Batch:
-        examples = [blurred_example(generator, images, side, size) for _ in range(_STAGE_BATCH_SIZE.value)]
+        examples = [
+            blurred_example(generator, images, _stage_crop(config), config.kernel_size) for _ in range(config.stage_batch_size)
+        ]
         return tuple(np.stack(arrays) for arrays in zip(*examples, strict=True))
 
-    weights = dict(learned.initial_weights(jax.random.key(_SEED.value)))
-    weights = _train("denoiser", weights, denoiser_loss, noisy, _DENOISER_STEPS.value, _DENOISER_RATE, folder)
-    count = _NUM_STAGES.value
+    weights = dict(learned.initial_weights(jax.random.key(config.seed)))
+    weights = _train("denoiser", weights, denoiser_loss, noisy, config.denoiser_steps, _DENOISER_RATE, config.seed, folder)
+    count = config.num_stages
     weights |= {
         "stage_std": jnp.log(jnp.geomspace(8.0, 3.0, count) / 255.0),
         "stage_power": jnp.full(count, 0.5),
         "stage_pull": jnp.log(jnp.full(count, 0.3)),
     }
-    weights = _train("stages", weights, stage_loss, blurred, _STAGE_STEPS.value, _STAGE_RATE, folder)
+    weights = _train("stages", weights, stage_loss, blurred, config.stage_steps, _STAGE_RATE, config.seed, folder)
     path = folder / "learned_prior.npz"
     natural = {name: np.asarray(value, np.float32) for name, value in _natural(weights).items()}
     stored = {name: value if name in _SETTINGS else value.astype(np.float16) for name, value in natural.items()}
@@ -290,20 +324,46 @@ def train(data_dir: str, output_dir: str) -> pathlib.Path:
     return path
 
 
+def _stage_crop(config: TrainConfig) -> int:
+    return 2 * round(0.9 * config.crop)
+
+
+def define_flags() -> flags.FlagValues:
+    """The flags, unparsed."""
+    values, usual = flags.FlagValues(), TrainConfig()
+
+    def number(name: str, text: str, lower_bound: int | None) -> None:
+        flags.DEFINE_integer(name, getattr(usual, name), text, lower_bound=lower_bound, flag_values=values)
+
+    flags.DEFINE_string("data_dir", None, "Folder of sharp images.", flag_values=values)
+    flags.DEFINE_string("output_dir", "prior", "Where the checkpoints and the weights go.", flag_values=values)
+    number("denoiser_steps", "Steps of the first part.", 1)
+    number("stage_steps", "Steps of the second part.", 1)
+    number("num_stages", "Stages.", 1)
+    number("batch_size", "Crops in a denoiser's step.", 1)
+    number("stage_batch_size", "Crops in a stages' step.", 1)
+    number("crop", "Side of a denoiser's crop; the stages' are 1.8 times that.", 32)
+    number("kernel_size", "Largest odd side of a kernel.", 9)
+    number("seed", "Of the start and the examples.", 0)
+    return values
+
+
 def main(argv: Sequence[str]) -> int:
-    try:
-        _FLAGS(argv)
-        if _HELP.value:
-            print(__doc__, _FLAGS.main_module_help(), sep="\n")
-            return 0
-        if _DATA_DIR.value is None:
+    """Runs a command line: the program's name and its arguments. Returns the exit status."""
+    values = define_flags()
+
+    def work() -> int:
+        if not values.data_dir:
             raise InputError("--data_dir is missing: give a folder of sharp images")
-        print(train(_DATA_DIR.value, _OUTPUT_DIR.value))
-    except (flags.Error, InputError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+        config = TrainConfig(**{name: getattr(values, name) for name in TrainConfig.__dataclass_fields__})
+        if config.kernel_size % 2 == 0:
+            raise InputError(f"--kernel_size={config.kernel_size} is even: give an odd number")
+        images = read_images(values.data_dir, _stage_crop(config) + config.kernel_size - 1)
+        print(train(config, images, pathlib.Path(values.output_dir)))
+        return 0
+
+    return run_command(argv, values, __doc__, work)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    start(main, interrupted="interrupted; the same command goes on from the last checkpoint")

@@ -16,6 +16,8 @@ COMMANDS = (
     "make_sample",
     "make_synthetic",
     "scaling",
+    "train_dwdn",
+    "train_prior",
     "varying_table",
 )
 
@@ -50,6 +52,12 @@ def test_what_cannot_be_parsed_is_told_in_one_line(name, argument, capsys):
         ("blind_table", ["--data_dir=nowhere"], "no image of the levin set"),
         ("fast_finish", [], "--images is missing"),
         ("fast_finish", ["--images=nowhere.png"], "nowhere.png"),
+        ("train_dwdn", [], "--data_dir is missing"),
+        ("train_dwdn", ["--data_dir=nowhere"], "nowhere: no such"),
+        ("train_dwdn", ["--data_dir=nowhere", "--widths=wide"], "take whole numbers"),
+        ("train_prior", [], "--data_dir is missing"),
+        ("train_prior", ["--data_dir=nowhere"], "nowhere: no such"),
+        ("train_prior", ["--data_dir=nowhere", "--kernel_size=12"], "give an odd number"),
         ("varying_table", [], "--data_dir is missing"),
         ("varying_table", ["--data_dir=nowhere"], "no such folder"),
     ],

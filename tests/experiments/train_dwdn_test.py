@@ -99,7 +99,7 @@ def test_the_command_from_a_folder_of_images_to_a_teacher(image, tmp_path, monke
         iio.imwrite(tmp_path / "images" / f"{number}.png", np.rint(turned * 255).astype(np.uint8))
     flags = [f"--data_dir={tmp_path / 'images'}", f"--output_dir={tmp_path / 'out'}", "--features=2", "--widths=3,4"]
     flags += ["--num_blocks=1", "--num_steps=4", "--validate_every=2", "--batch_size=2", "--crop=32", "--kernel_sizes=5,7"]
-    train_dwdn.main(["train_dwdn", *flags])
+    assert train_dwdn.main(["train_dwdn", *flags]) == 0
 
     told = capsys.readouterr().out
     assert "training on 2 images, held out: 0.png" in told
@@ -110,5 +110,3 @@ def test_the_command_from_a_folder_of_images_to_a_teacher(image, tmp_path, monke
     curve = iio.imread(tmp_path / "out/curve.png")
     assert min(curve.shape[:2]) > 300
     assert len(np.unique(curve.reshape(-1, curve.shape[-1]), axis=0)) > 50
-    with pytest.raises(SystemExit, match="no such"):
-        train_dwdn.main(["train_dwdn", "--data_dir=nowhere"])
