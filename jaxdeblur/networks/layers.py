@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-# Images of fewer pixels do not repay the sums that minimal filtering needs (measured on two cores).
-MIN_PIXELS_MINIMAL_FILTERING = 2_000
+# Fewer pixels or channels do not repay the sums that minimal filtering needs, nor its compilation (measured on two cores).
+_MIN_PIXELS_MINIMAL_FILTERING = 2_000
+_MIN_CHANNELS_MINIMAL_FILTERING = 8
 # Images of fewer pixels fit the processor's cache: a second pass over them costs nothing.
 MIN_PIXELS_ONE_PASS = 10_000
 
@@ -114,6 +115,12 @@ def gathered3x3(image: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Arr
         for column in range(3)
     ]
     return channel_product(jnp.concatenate(shifted, axis=-1), kernel.reshape(9 * channels, -1))
+
+
+def minimal_filtering_pays(image: jax.Array) -> bool:
+    """Whether :func:`minimal3x3` filters ``image [..., H, W, C]`` in less time on a CPU than a product of shifted images."""
+    *_, height, width, channels = image.shape
+    return height * width >= _MIN_PIXELS_MINIMAL_FILTERING and channels >= _MIN_CHANNELS_MINIMAL_FILTERING
 
 
 def minimal3x3(image: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -226,9 +233,7 @@ def conv3x3(image: jax.Array, kernel: jax.Array) -> jax.Array:
     padded = pad_reflect(image)
     if use_library_convolutions():
         return _library_conv(padded, kernel, 1)
-    if image.shape[-3] * image.shape[-2] < MIN_PIXELS_MINIMAL_FILTERING:
-        return gathered3x3(padded, kernel)
-    return minimal3x3(padded, kernel)
+    return minimal3x3(padded, kernel) if minimal_filtering_pays(image) else gathered3x3(padded, kernel)
 
 
 def conv3x3_stride2(image: jax.Array, kernel: jax.Array) -> jax.Array:

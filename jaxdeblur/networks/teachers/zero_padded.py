@@ -46,7 +46,7 @@ def conv(image: jax.Array, kernel: jax.Array, *, stride: int = 1, in_loop: bool 
         )
         return result.reshape(*lead, *result.shape[1:])
     padded = jnp.pad(image, [*[(0, 0)] * len(lead), margin, margin, (0, 0)])
-    if size == 3 and stride == 1 and height * width >= layers.MIN_PIXELS_MINIMAL_FILTERING:
+    if size == 3 and stride == 1 and layers.minimal_filtering_pays(image):
         return layers.minimal3x3(padded, kernel)
     # The columns side by side along the channels, the rows as a sum: a fifth of the memory that all 25 would take.
     beside = jnp.concatenate([padded[..., column : column + width : stride, :] for column in range(size)], axis=-1)
