@@ -56,6 +56,8 @@ _PROBE_SECONDS = 120.0
 # A process that has told everything may take so long to end.
 _ENDING_SECONDS = 30.0
 _SECONDS_BETWEEN_FIGURES = 60.0
+# Modules whose toys take longer to run than to compile; the programs of all others are compiled in less time, and run slowly.
+_RUN_LONGER_THAN_COMPILED = ("classical", "fits")
 # Of a dry run: toys are traced and compiled for most of their time, which keeps one core busy.
 _PARTS_AT_ONCE = 2
 
@@ -435,9 +437,9 @@ def environment(part: plan.Part, *, toy: bool) -> dict[str, str]:
     found = dict(os.environ)
     if toy or part.place != "accelerator":
         found["JAX_PLATFORMS"] = "cpu"
-    if toy:
+    if toy and part.module not in _RUN_LONGER_THAN_COMPILED:
         found["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-    elif part.place == "cpu":
+    elif not toy and part.place == "cpu":
         found = runtime.huge_pages_environment(found) or found
     return found
 
