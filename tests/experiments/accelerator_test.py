@@ -281,14 +281,18 @@ def test_a_worker_ends_with_its_parent():
 
 
 def test_each_place_has_its_environment(monkeypatch):
-    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    for name in ("JAX_PLATFORMS", "JAX_DISABLE_MOST_OPTIMIZATIONS"):
+        monkeypatch.delenv(name, raising=False)
     of = {
         place: command.environment(dataclasses.replace(PARTS[0], place=place), toy=False)
         for place in ("accelerator", "cpu", "torch")
     }
     assert "JAX_PLATFORMS" not in of["accelerator"]
     assert of["cpu"]["JAX_PLATFORMS"] == of["torch"]["JAX_PLATFORMS"] == "cpu"
-    assert command.environment(PARTS[0], toy=True)["JAX_PLATFORMS"] == "cpu"
+    by_module = {part.module: command.environment(part, toy=True) for part in plan.parts()}
+    assert {found["JAX_PLATFORMS"] for found in by_module.values()} == {"cpu"}
+    light = {module for module, found in by_module.items() if "JAX_DISABLE_MOST_OPTIMIZATIONS" in found}
+    assert light == {"numerics", "speed", "training"}
 
 
 def test_errors_are_one_short_line():
