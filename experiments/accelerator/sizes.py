@@ -90,5 +90,5 @@ class Training:
 def training(*, toy: bool) -> Training:
     """The training's sizes; the number of steps is what fits into its seconds."""
     if toy:
-        return Training(DwdnConfig(features=2, widths=(3, 4), num_residual_blocks=1), 2, 32, (5, 7), 3.0)
+        return Training(DwdnConfig(features=2, widths=(3, 4), num_residual_blocks=1, num_scales=1), 2, 32, (5, 7), 3.0)
     return Training(DwdnConfig(), 16, 224, (7, 31), 480.0)
