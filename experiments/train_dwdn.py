@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import os
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -34,6 +33,7 @@ import numpy as np
 import optax
 from absl import flags
 
+from experiments import checkpoints
 from experiments.command_line import run_command, start
 from jaxdeblur import runtime
 from jaxdeblur.classical import finish
@@ -257,13 +257,6 @@ def comparison(rows: Sequence[tuple[float, float, float, float]]) -> list[str]:
     return lines
 
 
-def save(path: pathlib.Path, tree: Any) -> None:
-    """Writes a tree of arrays, all of it or nothing."""
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(flax.serialization.to_bytes(tree))
-    os.replace(partial, path)
-
-
 def train(
     config: TrainConfig,
     images: Sequence[np.ndarray],
@@ -288,7 +281,8 @@ def train(
     state = init(jax.random.key(config.seed))
     checkpoint, curve = folder / "checkpoint.msgpack", folder / "curve.csv"
     if checkpoint.exists():
-        state = _restored(checkpoint, state)
+        other = "is of a network of other sizes: give the same sizes, or another --output_dir"
+        state = jax.tree.map(jnp.asarray, checkpoints.restored(checkpoint, state, other=other))
         print(f"going on from step {int(state.step)}", flush=True)
     kernels = kernel_bank(config.kernel_sizes, config.seed)
     apply = jax.jit(lambda params, blurry, kernel: dwdn.Dwdn(config.model).apply({"params": params}, blurry, kernel))
@@ -306,24 +300,13 @@ def train(
             if mean > float(state.best_psnr):
                 state = dataclasses.replace(state, best_params=state.params, best_psnr=jnp.array(mean, jnp.float32))
                 save_teacher(folder / "dwdn.msgpack", "dwdn", state.best_params)
-            save(checkpoint, state)
+            checkpoints.save(checkpoint, state)
             rows.append((done, float(np.mean(losses)), mean))
             _write_curve(curve, rows)
             seconds = (time.perf_counter() - began) / len(losses)
             print(f"step {done}: loss {rows[-1][1]:.4f}, validation {mean:.2f} dB, {seconds:.2f} s a step", flush=True)
             losses, began = [], time.perf_counter()
     return state
-
-
-def _restored(path: pathlib.Path, state: State) -> State:
-    try:
-        found = flax.serialization.from_bytes(state, path.read_bytes())
-        matching = jax.tree.map(lambda a, b: np.shape(a) == np.shape(b), state, found)
-    except Exception as error:
-        raise InputError(f"{path} cannot be gone on from ({type(error).__name__}): give another --output_dir") from None
-    if not jax.tree.all(matching):
-        raise InputError(f"{path} is of a network of other sizes: give the same sizes, or another --output_dir")
-    return jax.tree.map(jnp.asarray, found)
 
 
 def _curve_until(path: pathlib.Path, step: int) -> list[tuple[int, float, float]]:

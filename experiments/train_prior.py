@@ -17,7 +17,6 @@ checkpoint and ends as an unbroken one. Written to ``--output_dir``:
 from __future__ import annotations
 
 import dataclasses
-import os
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -32,6 +31,7 @@ import scipy.ndimage
 import scipy.signal
 from absl import flags
 
+from experiments import checkpoints
 from experiments.command_line import run_command, start
 from jaxdeblur.classical import learned, sparse
 from jaxdeblur.errors import InputError
@@ -247,7 +247,8 @@ def _train(
     state = State(0, weights, weights, optimiser.init(weights))
     path = folder / f"{part}.msgpack"
     if path.exists():
-        state = _restored(path, state)
+        other = "is of a run with other --num_stages: give the same, or another --output_dir"
+        state = checkpoints.restored(path, state, other=other)
 
     @jax.jit
     def step(weights: Any, mean: Any, opt_state: Any, *examples: jax.Array) -> tuple[Any, Any, Any, jax.Array]:
@@ -264,23 +265,10 @@ def _train(
         state = State(index + 1, weights, mean, opt_state)
         losses.append(float(value))
         if (index + 1) % _CHECKPOINT_EVERY == 0 or index + 1 == num_steps:
-            temporary = path.with_suffix(".part")
-            temporary.write_bytes(flax.serialization.to_bytes(state))
-            os.replace(temporary, path)
+            checkpoints.save(path, state)
             recent = np.mean(losses[-_CHECKPOINT_EVERY:])
             print(f"{part}: {index + 1}/{num_steps}  loss {recent:.4f}  {time.monotonic() - began:.0f} s", flush=True)
     return state.mean
-
-
-def _restored(path: pathlib.Path, state: State) -> State:
-    try:
-        found: State = flax.serialization.from_bytes(state, path.read_bytes())
-        matching = jax.tree.map(lambda a, b: np.shape(a) == np.shape(b), state, found)
-    except Exception as error:
-        raise InputError(f"{path} cannot be gone on from ({type(error).__name__}): give another --output_dir") from None
-    if not jax.tree.all(matching):
-        raise InputError(f"{path} is of a run with other --num_stages: give the same, or another --output_dir")
-    return found
 
 
 def train(config: TrainConfig, images: Sequence[np.ndarray], folder: pathlib.Path) -> pathlib.Path:
