@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 from typing import Any, TypeVar
 
@@ -10,6 +9,7 @@ import flax
 import jax
 import numpy as np
 
+from experiments.files import written_whole
 from jaxdeblur.errors import InputError
 
 _Tree = TypeVar("_Tree")
@@ -17,9 +17,8 @@ _Tree = TypeVar("_Tree")
 
 def save(path: pathlib.Path, tree: Any) -> None:
     """Writes a tree of arrays, all of it or nothing."""
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(flax.serialization.to_bytes(tree))
-    os.replace(partial, path)
+    with written_whole(path) as new:
+        new.write_bytes(flax.serialization.to_bytes(tree))
 
 
 def restored(path: pathlib.Path, tree: _Tree, *, other: str) -> _Tree:

@@ -25,8 +25,8 @@ import numpy as np
 from absl import flags
 
 from experiments.command_line import run_command, start
+from experiments.files import save_figure, write_text
 from experiments.runner.render import require_matplotlib
-from experiments.runner.store import write_text
 from jaxdeblur import runtime
 from jaxdeblur.errors import InputError
 from jaxdeblur.evaluation.datasets import find_examples
@@ -223,7 +223,7 @@ def _figure(path: pathlib.Path, title: str, rows: dict[int, tuple[float, float]]
     right.set_ylabel("squared error of the re-blurred image", color="C1")
     left.set_zorder(right.get_zorder() + 1)
     left.patch.set_visible(False)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ import scipy.signal
 from absl import flags
 
 from experiments.command_line import run_command, start
+from experiments.files import write_text
 from experiments.shake3d import Shake
 from jaxdeblur.config import SMALLEST_SIDE, check_kernel_size
 from jaxdeblur.errors import InputError
@@ -260,7 +261,7 @@ def make_set(image_dir: pathlib.Path, output_dir: pathlib.Path, recipe: Recipe) 
             )
     # Written last: a folder without it was not finished.
     content = {"recipe": dataclasses.asdict(recipe), "pictures": made}
-    (output_dir / "set.json").write_text(json.dumps(content, indent=1) + "\n")
+    write_text(output_dir / "set.json", json.dumps(content, indent=1) + "\n")
     return len(made)
 
 

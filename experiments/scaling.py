@@ -31,7 +31,7 @@ import numpy as np
 from absl import flags
 
 from experiments.command_line import run_command, start
-from experiments.runner.store import write_text
+from experiments.files import save_figure, write_text
 from jaxdeblur import runtime
 from jaxdeblur.jobs.cluster import map_batches
 from jaxdeblur.jobs.images import Task, run_tasks
@@ -224,8 +224,7 @@ def draw(found: Sequence[tuple[Series, Sequence[dict[str, float] | None]]], path
             axis.set(xlabel=name, ylabel=label)
             axis.grid(alpha=0.3, which="both")
         column[0].legend(fontsize="small")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
 
 
 def define_flags() -> flags.FlagValues:

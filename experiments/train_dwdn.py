@@ -35,6 +35,7 @@ from absl import flags
 
 from experiments import checkpoints
 from experiments.command_line import run_command, start
+from experiments.files import save_figure, written_whole
 from jaxdeblur import runtime
 from jaxdeblur.classical import finish
 from jaxdeblur.classical.noise import noise_std
@@ -318,7 +319,7 @@ def _curve_until(path: pathlib.Path, step: int) -> list[tuple[int, float, float]
 
 
 def _write_curve(path: pathlib.Path, rows: Sequence[tuple[int, float, float]]) -> None:
-    with path.open("w", newline="") as file:
+    with written_whole(path) as new, new.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("step", "loss", "psnr"))
         writer.writerows(rows)
@@ -336,7 +337,7 @@ def draw_curve(rows: Sequence[tuple[int, float, float]], path: pathlib.Path) -> 
     right = left.twinx()
     right.plot(steps, psnrs, color="tab:blue")
     right.set_ylabel("validation PSNR in dB", color="tab:blue")
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
 
 
 def define_flags() -> flags.FlagValues:

@@ -33,6 +33,7 @@ from absl import flags
 
 from experiments import checkpoints
 from experiments.command_line import run_command, start
+from experiments.files import written_whole
 from jaxdeblur.classical import learned, sparse
 from jaxdeblur.errors import InputError
 from jaxdeblur.imaging.colour import luma
@@ -308,7 +309,8 @@ def train(config: TrainConfig, images: Sequence[np.ndarray], folder: pathlib.Pat
     path = folder / "learned_prior.npz"
     natural = {name: np.asarray(value, np.float32) for name, value in _natural(weights).items()}
     stored = {name: value if name in _SETTINGS else value.astype(np.float16) for name, value in natural.items()}
-    np.savez_compressed(path, allow_pickle=False, **stored)
+    with written_whole(path) as new:
+        np.savez_compressed(new, allow_pickle=False, **stored)
     return path
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from absl import flags
 
 from experiments.command_line import run_command, start
-from experiments.runner.store import write_text
+from experiments.files import write_text
 from jaxdeblur.config import Blur
 from jaxdeblur.errors import InputError
 

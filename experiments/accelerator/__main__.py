@@ -39,8 +39,9 @@ from absl import flags
 
 from experiments.accelerator import plan, report, worker
 from experiments.command_line import run_command, start
+from experiments.files import write_text
 from experiments.generalisation.measure import source_digest
-from experiments.runner.store import Store, write_text
+from experiments.runner.store import Store
 from jaxdeblur import runtime
 from jaxdeblur.errors import InputError
 

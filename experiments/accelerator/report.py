@@ -11,6 +11,7 @@ import numpy as np
 
 from experiments.accelerator import plan
 from experiments.accelerator.device import shortest_ms
+from experiments.files import save_figure
 from experiments.runner.store import Store
 from jaxdeblur.errors import InputError
 
@@ -344,8 +345,7 @@ def draw(results: Results, path: pathlib.Path) -> None:
         for count, seconds, psnr in points:
             restarts.annotate(f"{psnr:.2f} dB", (count, seconds), textcoords="offset points", xytext=(4, -12), fontsize="small")
     restarts.set(title="restarts of one image in one program", xlabel="restarts", ylabel="seconds")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100, metadata={"Software": None})
+    save_figure(figure, path)
 
 
 def _draw_steps(axis: Any, results: Results, part: str) -> None:
@@ -391,4 +391,4 @@ def draw_images(store: Store, records: Mapping[str, Mapping[str, Any]], path: pa
         inset = axis.inset_axes((0.0, 0.0, 0.25, 0.25))
         inset.imshow(kernel, cmap="gray")
         inset.set(xticks=[], yticks=[])
-    figure.savefig(path, dpi=100, metadata={"Software": None})
+    save_figure(figure, path)

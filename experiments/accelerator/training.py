@@ -15,7 +15,7 @@ from experiments import train_dwdn
 from experiments.accelerator import images, sizes
 from experiments.accelerator.fits import WEIGHTS
 from experiments.accelerator.plan import Context, Found
-from experiments.runner.store import write_text
+from experiments.files import write_text
 from jaxdeblur import runtime
 from jaxdeblur.errors import InputError
 from jaxdeblur.networks.teachers.weights import load_teacher

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.files import write_text
 from experiments.generalisation.scenes import CATEGORIES, SPLITS
 from jaxdeblur.errors import InputError
 
@@ -170,11 +171,10 @@ def read_results(path: pathlib.Path) -> dict[str, float]:
 
 def write(stem: pathlib.Path, rows: Sequence[Row], tables: Sequence[str]) -> None:
     """Writes the rows as JSON, for ``--compare``, and the tables and rows as Markdown."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
     content = [dataclasses.asdict(entry) for entry in rows]
-    stem.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_text(stem.with_suffix(".json"), json.dumps(content, indent=1) + "\n")
     lines = [*tables, "", "```", *(entry.line() for entry in rows), "```"]
-    stem.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(stem.with_suffix(".md"), "\n".join(lines) + "\n")
 
 
 def _mean(values: Iterable[float]) -> float:

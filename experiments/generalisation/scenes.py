@@ -19,6 +19,7 @@ import numpy as np
 import scipy.ndimage
 from PIL import Image
 
+from experiments.files import write_text
 from experiments.generalisation.rendered_text import render_page
 from experiments.make_synthetic import degrade
 from jaxdeblur.errors import InputError
@@ -243,7 +244,7 @@ def make_set(
         size = f"{scene.shape[1]}×{scene.shape[0]}"
         yield f"{scene.split} {scene.category} {scene.name}: {len(scene.degradations)} images of {size}"
     # Written last: a folder without it is incomplete.
-    (output_dir / INDEX).write_text(json.dumps({"cases": index, "missing": missing}, indent=1, ensure_ascii=False) + "\n")
+    write_text(output_dir / INDEX, json.dumps({"cases": index, "missing": missing}, indent=1, ensure_ascii=False) + "\n")
     for package, names in missing.items():
         yield f"missing: {', '.join(names)}: {_remedy(package)}"
     yield f"{output_dir}: {len(index)} images of {len({case['scene'] for case in index})} scenes"

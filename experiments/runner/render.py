@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.runner.store import write_text
+from experiments.files import save_figure, write_text
 from experiments.runner.tables.entry import AVERAGE, HEADINGS, Entry, Metric, Row, format_metric
 from jaxdeblur.errors import InputError
 from jaxdeblur.evaluation import protocol
@@ -218,8 +218,7 @@ def draw(report: Report, path: pathlib.Path) -> None:
     figure = Figure(layout="constrained")
     figure.suptitle(report.entry.title)
     kinds[str(report.entry.figure)](figure, report)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    save_figure(figure, path)
 
 
 def _done(report: Report) -> list[tuple[str, list[Measured]]]:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from experiments.files import write_text
 from jaxdeblur.errors import InputError
 
 # Of what is kept and how; to be raised when that changes, so that older results are made again.
@@ -138,14 +139,6 @@ class Store:
 
     def _failure(self, name: str) -> pathlib.Path:
         return self.folder / _FAILURES / f"{name.replace('/', '__')}.txt"
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a text file, the whole of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".new-{path.name}")
-    new.write_text(text, encoding="utf-8")
-    os.replace(new, path)
 
 
 def _viewable(which: str, array: np.ndarray) -> np.ndarray:

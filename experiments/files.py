@@ -1,0 +1,33 @@
+"""Files written as a whole or not at all. Shared by the experiments; no command."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+
+@contextlib.contextmanager
+def written_whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A path with the same ending to write to, which takes the place of ``path`` if the block ends well and goes if not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".new-{path.name}")
+    try:
+        yield new
+        os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a text file, the whole of it or nothing."""
+    with written_whole(path) as new:
+        new.write_text(text, encoding="utf-8")
+
+
+def save_figure(figure: Any, path: pathlib.Path) -> None:
+    """Writes matplotlib's ``figure``, the whole of it or nothing; the same figure gives the same bytes."""
+    with written_whole(path) as new:
+        figure.savefig(new, dpi=110, metadata={"Software": None})
