@@ -207,6 +207,14 @@ _add(
     figure="34.71/.948 on Levin",
     hardware=_GPU,
 )
+# A mean square alone sharpens the image slowly: SelfDeblur's schedule of losses, all else Monte-Carlo's.
+_variant(
+    "mc_ssim",
+    "mc",
+    "the same with 1 - SSIM from step 1000 on",
+    paper="ours",
+    loss_intervals=_intervals((0, {"mse": 1.0, "kernel_energy": 1e-4}), (1000, {"one_minus_ssim": 1.0})),
+)
 _variant("mc_large", "mc", "for large kernels: more noise", figure="24.55/.800 on Lai", input_noise_std=_LARGE_NOISE)
 _variant(
     "mc_deterministic",

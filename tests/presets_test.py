@@ -33,6 +33,7 @@ DEPARTURES = {
     "selfdeblur_k_plus": {"kernel_generator.hidden_sizes"},
     "double_dip": {"kernel_generator"},
     "selfdeblur_nonblind": {"kernel_generator", "num_iterations", "loss_intervals", "decay_steps"},
+    "mc_ssim": {"loss_intervals"},
     "mc_large": {"input_noise_std"},
     "mc_deterministic": {"dropout_rate", "input_noise_std"},
     "mc_s1": {"dropout_rate", "input_noise_std"},

@@ -6,9 +6,8 @@ from experiments.files import save_figure, write_text, written_whole
 def test_what_fails_half_way_leaves_the_earlier_file(tmp_path):
     path = tmp_path / "folder" / "table.md"
     write_text(path, "before")
-    with pytest.raises(ZeroDivisionError), written_whole(path) as new:
-        new.write_text("half")
-        raise ZeroDivisionError
+    with pytest.raises(UnicodeEncodeError), written_whole(path) as new, new.open("w", encoding="ascii") as file:
+        file.write("half of it, \N{LATIN SMALL LETTER E WITH ACUTE}")
     assert path.read_text() == "before"
     assert list(path.parent.iterdir()) == [path]
 
