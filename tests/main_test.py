@@ -316,6 +316,7 @@ class TestManyWorkers:
         np.testing.assert_array_equal(np.asarray(Image.open("out/photo_deblurred.png")), random_levels((40, 50, 3)))
         assert not any("unlucky" in name for name in files_below(workplace / "out"))
 
+    @pytest.mark.slow
     def test_processes_give_what_one_process_gives(self, workplace, cli):
         sharp = np.kron(np.random.default_rng(0).integers(0, 2, (12, 12)), np.ones((4, 4))) * 200 + 20
         for name in ("a.png", "b.png"):

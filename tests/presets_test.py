@@ -240,8 +240,6 @@ def _two_restarts(fit: FitConfig, teacher):
 
 # Small variants differ from these in sizes and numbers, which a tiny net does not see.
 LARGE = [name for name in FITTING if name not in SMALL]
-# Convolutional networks for image and kernel, noise and dropout of both, sequential updates.
-FAST = {"mc_random_both"}
 
 
 def _compiled(fit: FitConfig):
@@ -250,8 +248,8 @@ def _compiled(fit: FitConfig):
     return Program.of(fit, BLURRY_SHAPE, KERNEL_SHAPE, kernel_known=known), frozenset(_terms(fit)), fit.needs_teacher
 
 
-# One preset for each program, those in FAST before all others.
-DISTINCT = list({_compiled(_shrunk(PRESETS[name].fit)): name for name in [*reversed(LARGE), *FAST]}.values())
+# One preset for each program.
+DISTINCT = list({_compiled(_shrunk(PRESETS[name].fit)): name for name in reversed(LARGE)}.values())
 
 
 @functools.cache
@@ -280,7 +278,8 @@ def test_every_presets_step_has_its_losses_and_keeps_its_shapes(name, teacher):
     assert {name: metric.shape for name, metric in metrics.items()} == dict.fromkeys(METRICS, (2,))
 
 
-@pytest.mark.parametrize("name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in DISTINCT])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DISTINCT)
 def test_restarts_side_by_side_equal_single_ones(name, one_step, teacher):
     """Three steps of two restarts against each alone with the same key: equal up to the order of sums in single precision."""
     fit = _shrunk(PRESETS[name].fit)

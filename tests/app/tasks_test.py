@@ -141,6 +141,7 @@ def test_mass_is_taken_off_a_kernel(place, call, first):
             call(f"wrong{len(list(wrong))}{next(iter(wrong))}", kernel=kernel, erased=list(wrong), last_step_only=True)
 
 
+@pytest.mark.slow
 def test_a_search_ends_when_the_visitor_has_had_enough(place, call, first, monkeypatch):
     monkeypatch.setattr(call, "hurried", True)
     call.told.clear()

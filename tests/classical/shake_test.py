@@ -159,6 +159,7 @@ def test_a_turn_is_found_from_the_uniform_kernel(images):
     assert after > before + 0.15
 
 
+@pytest.mark.slow
 def test_a_still_camera_gains_nothing_and_ends_the_estimate(images):
     blurred, _, known = images
     found = estimated(blurred["still"], known.kernel, least_gain=ShakeConfig().smallest_gain)

@@ -52,7 +52,8 @@ def test_images_are_blurry_and_repeatable():
     )
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
 def test_a_point_is_measured(workers, monkeypatch):
     monkeypatch.setattr(scaling, "PRESETS", {"fast": Config(initialiser=QUICK)})
     monkeypatch.setattr(runtime, "set_up_cache", lambda setting: None)

@@ -13,11 +13,10 @@ import pytest
 from jaxdeblur.errors import InputError
 from jaxdeblur.jobs.cluster import map_batches, map_tasks
 
-RAY = {"workers": 2, "ray_address": "local"}
 WAYS = [
     pytest.param({"workers": 1}, id="here"),
     pytest.param({"workers": 2}, id="processes"),
-    pytest.param(RAY, id="ray", marks=pytest.mark.slow),
+    pytest.param({"workers": 2, "ray_address": "local"}, id="ray", marks=pytest.mark.slow),
 ]
 
 
@@ -51,7 +50,7 @@ def square_unless_killed(item):
     return number * number
 
 
-@pytest.mark.parametrize("way", [*WAYS[:2], pytest.param(RAY, id="ray")])
+@pytest.mark.parametrize("way", WAYS)
 def test_every_item_once_with_failures_retried_once(way, tmp_path):
     items = [(str(tmp_path), number, {2: 1, 4: 9}.get(number, 0)) for number in range(6)]
     outcomes = {outcome.index: outcome for outcome in map_tasks(square_or_raise, iter(items), **way)}

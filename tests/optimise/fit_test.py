@@ -191,6 +191,7 @@ def _one_step(program, observation, config):
 
 
 class TestSampling:
+    @pytest.mark.slow
     def test_more_samples_are_the_mean_of_single_ones_with_the_same_keys(self, scene):
         program, schedules, observation = _program(scene, SAMPLED), plan(SAMPLED), _observation(scene)
         state = initial_state(program, KEY[None])

@@ -353,6 +353,7 @@ class TestBatch:
             assert result.seconds.keys() == alone.seconds.keys()
         assert [steps for steps, *_ in snapshots] == [2, 4]
 
+    @pytest.mark.slow
     def test_a_checkpoint_takes_up_every_shape(self, tmp_path):
         photos = [Photo(scene().blurry, KEY), Photo(scene().blurry[:80], KEY)]
         path = tmp_path / "fit"

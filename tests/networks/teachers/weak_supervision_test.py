@@ -89,6 +89,7 @@ def _fit_config(**terms):
     )
 
 
+@pytest.mark.slow
 def test_a_fit_is_pulled_towards_the_teacher_and_leaves_it_alone(teacher):
     before = jax.tree.map(np.array, teacher.params)
     arguments = {"key": jax.random.key(0), "kernel_size": 3, "teacher": teacher, "teacher_kernel": KERNEL}
