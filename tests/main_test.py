@@ -638,7 +638,8 @@ class TestRealPipeline:
         metrics = json.loads((corner / "deblurred" / "blurry_report.json").read_text())["metrics"]
         assert metrics["output"]["psnr"] > metrics["input"]["psnr"] + 3
 
-    @pytest.mark.parametrize("settings", ["quick", pytest.param("default", marks=pytest.mark.slow)])
+    @pytest.mark.slow
+    @pytest.mark.parametrize("settings", ["quick", "default"])
     def test_blind_and_the_same_twice(self, corner, cli, monkeypatch, settings):
         monkeypatch.delenv("JAXDEBLUR_CACHE_DIR", raising=False)
         chosen = []

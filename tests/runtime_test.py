@@ -43,6 +43,7 @@ compile_some(3)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems do not count mappings")
 def test_compiled_executables_are_cleared_before_there_are_too_many():
     _python(MANY, JAXDEBLUR_CACHE_DIR="off")

@@ -14,6 +14,7 @@ from tests.scenes import NOISE_STD, scene
 
 LARGE = NonblindConfig(tile_side=1000)
 TILED = NonblindConfig(tile_side=256)
+SLOW = ("learned", "saturated")  # to compile
 
 
 @pytest.mark.parametrize("method", finish.METHODS)
@@ -26,7 +27,9 @@ def test_every_method_restores_grey_and_colour(method, colour):
     assert psnr(np.clip(found, 0, 1), known.sharp) > psnr(known.blurry, known.sharp) + 7.0
 
 
-@pytest.mark.parametrize("method", finish.METHODS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(method, marks=[pytest.mark.slow] if method in SLOW else []) for method in finish.METHODS]
+)
 def test_tiles_join_without_a_seam(method):
     known = scene(side=300)
     blurry = known.blurry[:, :128]  # three hundred pixels high: two tiles
@@ -147,7 +150,7 @@ class TestKernelsThatVary:
         return np.clip(blurry if known.sharp.ndim == 3 else blurry[..., 0], 0.0, 1.0), kernels
 
     @pytest.mark.parametrize("method", finish.VARYING)
-    @pytest.mark.parametrize("colour", [False, True])
+    @pytest.mark.parametrize("colour", [False, pytest.param(True, marks=pytest.mark.slow)])
     def test_every_method_for_them_restores_grey_and_colour(self, method, colour):
         known = scene(colour=colour)
         blurry, kernels = self.blurred(known)

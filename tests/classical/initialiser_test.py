@@ -237,6 +237,7 @@ def test_every_program_is_compiled_before_the_first_call(guess_side, monkeypatch
     assert compiled == called
 
 
+@pytest.mark.slow
 def test_no_program_is_compiled_that_would_do_nothing(monkeypatch):
     """Where only the support's size is sought there is nothing to refine."""
     size_only = dataclasses.replace(

@@ -44,7 +44,7 @@ def test_channels_of_one_grey_are_restored_as_that_grey(noisy):
     np.testing.assert_allclose(np.asarray(colour), np.repeat(np.asarray(grey)[..., None], 3, axis=-1), atol=4e-3)
 
 
-@pytest.mark.parametrize("colour", [False, True])
+@pytest.mark.parametrize("colour", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_fast_way_is_as_good_and_gives_the_same_bytes(noisy, colour):
     known, grey, kernel = noisy
     sharp, blurry = known.sharp, grey

@@ -102,6 +102,7 @@ def test_a_bright_image_that_is_not_clipped_is_restored_as_well():
     assert psnr(aware, np.clip(sharp, 0.0, 1.0)) > psnr(plain, np.clip(sharp, 0.0, 1.0)) - 0.5
 
 
+@pytest.mark.slow
 def test_colours_clip_one_by_one():
     blurry, kernel, sharp, _ = night(colour=True)
     whole = whole_night(saturated, colour=True)

@@ -47,7 +47,7 @@ def warped(latent, known, shape):
     return total
 
 
-@pytest.mark.parametrize(("roll", "perspective"), [(6.0, 0.0), (4.0, 0.7)])
+@pytest.mark.parametrize(("roll", "perspective"), [(6.0, 0.0), pytest.param(4.0, 0.7, marks=pytest.mark.slow)])
 def test_equals_the_sum_of_warped_images(roll, perspective):
     shape = (96, 90)
     known = turning(shape, roll=roll, perspective=perspective)

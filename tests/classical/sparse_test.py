@@ -52,7 +52,7 @@ def test_a_sparser_prior_beats_a_quadratic_one():
     assert sparse_psnr > psnr(restored(known.blurry, known.kernel, weight=weight, num_reweightings=0), known.sharp) + 1.0
 
 
-@pytest.mark.parametrize("colour", [False, True])
+@pytest.mark.parametrize("colour", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_fast_solver_is_as_good_in_a_quarter_of_the_steps(colour):
     known = scene(colour=colour)
     blurry, kernel = jnp.asarray(known.blurry), jnp.asarray(known.kernel)

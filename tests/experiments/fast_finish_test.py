@@ -1,9 +1,11 @@
 import numpy as np
+import pytest
 
 from experiments.fast_finish import _compressed, compare
 from tests.scenes import scene
 
 
+@pytest.mark.slow
 def test_both_ways_are_compared_with_the_truth():
     known = scene(colour=True)
     found = compare(known.blurry, known.sharp, known.kernel)

@@ -127,6 +127,7 @@ class TestTheTables:
         assert NOT_GIVEN in theirs.published
 
 
+@pytest.mark.slow
 def test_an_entry_end_to_end_and_again_for_nothing(tiny, tmp_path, monkeypatch):
     said = []
     data = write_images(tmp_path / "data", side=96, kernel_size=11)  # sizes of which other tests have compiled programs

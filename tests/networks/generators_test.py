@@ -168,6 +168,7 @@ def test_dropout_depends_on_its_key_and_is_absent_at_evaluation(config):
     assert not np.allclose(first, plain, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_non_local_blocks_say_nothing_at_first():
     with_blocks = SkipNetConfig(num_scales=3, channels=4, skip_channels=2, non_local_channels=2)
     generator, params, latent = _image(with_blocks)

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from jaxdeblur.operators import blur
 
+pytestmark = pytest.mark.usefixtures("light_compilation")
+
 # A few, odd and even, thin, and smaller than a kernel: every new pair is compiled anew, which takes longer than all else here.
 SIDES = st.sampled_from([(1, 1), (1, 24), (17, 2), (24, 23)])
 KERNELS = st.sampled_from([(1, 1), (9, 4), (5, 7)])

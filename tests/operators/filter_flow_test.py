@@ -6,6 +6,8 @@ import scipy.signal
 
 from jaxdeblur.operators import blur, filter_flow
 
+pytestmark = pytest.mark.usefixtures("light_compilation")
+
 
 @jax.jit
 def both(kernels, image, blurry):

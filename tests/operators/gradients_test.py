@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from jaxdeblur.operators import gradients
 
+pytestmark = pytest.mark.usefixtures("light_compilation")
+
 ALL = gradients.FIRST_DERIVATIVES + gradients.SECOND_DERIVATIVES
 
 

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from jaxdeblur.operators import kernels
 
+pytestmark = pytest.mark.usefixtures("light_compilation")
+
 # A few: every new shape is compiled anew, which takes longer than all else here.
 SHAPES = st.sampled_from([(9, 16), (12, 12), (13, 10)])
 HALF_SIDES = st.sampled_from([2, 5, 8])

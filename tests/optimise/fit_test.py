@@ -138,6 +138,7 @@ class TestBatches:
         assert [number for number, _, _ in seen] == [3, 6, 7]
         np.testing.assert_array_equal(seen[-1][1], together[1].images[0])
 
+    @pytest.mark.slow
     def test_each_known_kernel_belongs_to_its_image(self, scene):
         kernels = [scene[1], scene[1].T]
         problems = [Problem(scene[0], KEY, kernel=kernel) for kernel in kernels]
@@ -396,6 +397,7 @@ def test_known_kernel_is_kept_and_the_image_fits(scene):
     assert (result.losses[:, -1] < 0.5 * result.losses[:, 0]).all()
 
 
+@pytest.mark.slow
 def test_logits_start_from_the_given_kernel(scene):
     config = dataclasses.replace(SMALL, num_iterations=1, kernel_generator=KernelLogitsConfig(), kernel_learning_rate=0.0)
     start = np.stack([scene[1], scene[1].T])

@@ -80,7 +80,8 @@ def test_of_large_images_some_pixels_stand_for_all():
     assert early.MAX_PIXELS / 2 < state.recent.shape[-1] <= early.MAX_PIXELS
 
 
-@pytest.mark.parametrize("criterion", ["error", pytest.param("variance", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("criterion", ["error", "variance"])
 def test_a_fit_ends_early_at_its_best_iterate(criterion):
     """Learning has ended at step 20: noise alone moves the value from there on."""
     stopping = dataclasses.replace(STOPPING, criterion=criterion)

@@ -122,6 +122,7 @@ class TestShown:
 
 
 class TestRegion:
+    @pytest.mark.slow
     def test_the_kernel_is_that_of_the_region_and_the_whole_image_is_restored(self, blind):
         """The scene, and beside it as much that another kernel has blurred, with stronger edges."""
         left = scene().blurry
@@ -238,6 +239,7 @@ class TestKnownKernel:
 
 @pytest.mark.usefixtures("light_compilation_here")
 class TestDeepPrior:
+    @pytest.mark.slow
     def test_the_likelier_kernel_is_used(self):
         """Four steps make no good kernel out of a flat one: the classical one must win."""
         result = deblur(scene().blurry, dataclasses.replace(CLASSICAL, fit=TINY_FIT), key=KEY)
@@ -412,6 +414,7 @@ class TestBlurThatVaries:
         assert not result.shake.chosen
         assert any("vary over the image give no plausible" in warning for warning in result.warnings)
 
+    @pytest.mark.slow
     def test_given_kernels_are_used(self):
         known = scene()
         kernels = np.broadcast_to(3.0 * known.kernel, (2, 3, *known.kernel.shape))

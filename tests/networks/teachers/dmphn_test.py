@@ -53,6 +53,7 @@ def _through_twin(twin, image):
         return twin(batch)[0, :, :height, :width].numpy().transpose(1, 2, 0)
 
 
+@pytest.mark.slow
 def test_published_weights_agree_with_the_twin_on_a_photograph(twins):
     import torch
 
@@ -69,6 +70,7 @@ def test_published_weights_agree_with_the_twin_on_a_photograph(twins):
     np.testing.assert_allclose(restored, _through_twin(twin, image), atol=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_grey_is_given_as_three_channels_and_comes_back_as_luma(twins, tmp_path):
     import torch
 

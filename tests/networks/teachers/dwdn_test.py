@@ -112,6 +112,7 @@ def test_mapped_over_restarts_it_equals_single_calls():
     np.testing.assert_allclose(together, [single(params, *pair) for pair in zip(images, kernels, strict=True)], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradient_of_the_regression_term_is_that_of_finite_differences():
     generator, kernel = np.random.default_rng(1), _kernel(5, 3)
     observed, reblurred, direction = generator.random((3, 16, 18))

@@ -57,6 +57,7 @@ def test_no_gradient_reaches_the_kernel_through_the_teacher(teacher):
     assert float(jnp.abs(gradient.image).max()) > 0
 
 
+@pytest.mark.slow
 def test_the_agreements_gradient_passes_through_the_teacher(teacher):
     """Against finite differences in double precision's stead: central ones along random directions."""
     estimate = _estimate()
