@@ -96,6 +96,7 @@ def test_a_fit_ends_early_at_its_best_iterate(criterion):
         assert int(np.argmin(counted)) + 10 == stop.best_step
 
 
+@pytest.mark.slow
 def test_the_result_is_the_best_iterate():
     """Cut short right after the step that was kept, the same fit gives the same image."""
     whole = dataclasses.replace(QUICK, image_learning_rate=0.1)
