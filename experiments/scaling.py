@@ -210,20 +210,28 @@ def _exponent(value: float | None) -> str:
 def draw(found: Sequence[tuple[Series, Sequence[dict[str, float] | None]]], path: pathlib.Path) -> None:
     """Seconds and memory against each axis, in logarithms, as a PNG."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     axes_names = list(dict.fromkeys(series.axis for series, _ in found))
-    figure = Figure(figsize=(4.0 * len(axes_names), 7.0), layout="constrained")
-    grid = figure.subplots(2, len(axes_names), squeeze=False)
+    figure = Figure(figsize=(3.2 * len(axes_names), 6.0), layout="constrained")
+    grid = figure.subplots(2, len(axes_names), squeeze=False, sharey="row")
     for column, name in zip(grid.T, axes_names, strict=True):
-        for series, figures in found:
-            known = [(getattr(p, name), f) for p, f in zip(series.points, figures, strict=True) if f and series.axis == name]
-            for axis, key in zip(column, ("seconds", "peak_mb"), strict=True):
-                if known:
-                    axis.loglog([v for v, _ in known], [f[key] for _, f in known], "o-", label=series.points[0].preset)
-        for axis, label in zip(column, ("seconds", "peak MB"), strict=True):
-            axis.set(xlabel=name, ylabel=label)
-            axis.grid(alpha=0.3, which="both")
+        drawn = [(series, figures) for series, figures in found if series.axis == name]
+        for axis, key in zip(column, ("seconds", "peak_mb"), strict=True):
+            for series, figures in drawn:
+                known = [(getattr(p, name), f[key]) for p, f in zip(series.points, figures, strict=True) if f]
+                axis.loglog([v for v, _ in known], [cost for _, cost in known], "o-", label=series.points[0].preset)
+            axis.set_xticks(sorted({getattr(point, name) for series, _ in drawn for point in series.points}))
+            axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axis.xaxis.set_minor_formatter(NullFormatter())
+            axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axis.yaxis.set_minor_formatter(NullFormatter())
+            axis.grid(alpha=0.3)
+        column[1].set_xlabel(name)
         column[0].legend(fontsize="small")
+    for axis, label in zip(grid[:, 0], ("seconds", "peak MB"), strict=True):
+        axis.set_ylabel(label)
     save_figure(figure, path)
 
 
