@@ -15,7 +15,12 @@ from jaxdeblur.errors import InputError, describe
 
 # More than this is not taken on: nobody would wait for it.
 _MOST_WAITING = 20
-_PHASES = {"kernel": "Estimating the blur", "fit": "Fitting the deep prior", "final image": "Restoring the photograph"}
+_PHASES = {
+    "kernel": "Estimating the blur",
+    "kernel without clipped pixels": "Estimating the blur again, without the highlights",
+    "fit": "Fitting the deep prior",
+    "final image": "Restoring the photograph",
+}
 _ENDED = ("done", "failed", "cancelled")
 
 

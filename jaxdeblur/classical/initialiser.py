@@ -27,6 +27,8 @@ _GROWTH = 1.45
 # More than this share of the mass within so many pixels of the border: the kernel may go on beyond it.
 _BORDER_MASS, _BORDER_WIDTH = 0.01, 2
 _SATURATED = 0.98
+# Of a pixel of a reduced image that still counts as measured.
+_LARGEST_CLIPPED_SHARE = 0.01
 # Cosine of two kernels from which they count as one.
 _SAME = 0.95
 # What the refined kernel still holds below this share of its peak, and islands below that mass, is noise.
@@ -97,6 +99,7 @@ def estimate_kernel(
     kernel_size: int | None = None,
     first_size: int | None = None,
     noise_std: float = 0.0,
+    measured: np.ndarray | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> KernelEstimate:
     """Estimates the blur kernel of one grey image.
@@ -108,6 +111,8 @@ def estimate_kernel(
         border, and is drawn in to what the kernel needs.
       first_size: odd, reduced to a third of the image; None for :func:`first_kernel_size`.
       noise_std: of the image, in [0, 1] units.
+      measured: ``[H, W]``, one where a pixel was measured and zero where it was clipped, which then says nothing about the
+        kernel; None if all were measured.
       progress: called with (pyramid levels done, levels in all).
 
     Returns:
@@ -115,7 +120,7 @@ def estimate_kernel(
     """
     size = kernel_size or min(first_size or first_kernel_size(blurry.shape), _largest_size(blurry.shape))
     while True:
-        estimate = _estimate(blurry, config, size, noise_std, progress)
+        estimate = _estimate(blurry, config, size, noise_std, measured, progress)
         touching = estimate.touches_border and _border_mass(estimate.kernel) > _BORDER_MASS
         larger = min(_odd(round(size * _GROWTH)), _largest_size(blurry.shape))
         kernels = estimate.kernels
@@ -132,6 +137,7 @@ def _estimate(
     config: InitialiserConfig,
     kernel_size: int,
     noise_std: float,
+    measured: np.ndarray | None,
     progress: Callable[[int, int], None] | None,
 ) -> KernelEstimate:
     """The estimate on at most the given support, of which ``touches_border`` tells whether the best kernel needs all of it."""
@@ -143,12 +149,11 @@ def _estimate(
         if progress is not None:
             progress(done, total)
 
-    compile_side_by_side(_programs(levels, judged_at, config))
-    guesses = _guess(blurry, config, levels[: judged_at + 1], report)
+    compile_side_by_side(_programs(levels, judged_at, config, measured is not None))
+    guesses = _guess(blurry, config, levels[: judged_at + 1], measured, report)
     guesses = [guesses[index] for index in _distinct(guesses, range(len(guesses)))]
-    image = _resize(blurry, levels[judged_at])
-    window = informative_crop(np.asarray(image), config.guess_window_side)
-    model = _Model.of(image[window], config, noise_std, levels[judged_at].scale)
+    whole = _Model.of(blurry, measured, config, noise_std, levels[judged_at])
+    model = whole.informative(config.guess_window_side)
     full = _support(levels[judged_at].kernel_size, 1.0)
     refined = model.refine([model.attempt(guess, full) for guess in guesses], config.guess_iterations)
     scores = [judged for _, judged in refined]
@@ -158,7 +163,7 @@ def _estimate(
     finalists = [compared[index] for index in _distinct(compared, np.argsort(scores))[: config.num_finalists]]
 
     if len(finalists) > 1:
-        model = _Model.of(image, config, noise_std, levels[judged_at].scale)
+        model = whole
         attempts = [model.attempt(finalist, full) for finalist in finalists]
         finalists = [kernel for kernel, _ in model.refine(attempts, config.finalist_iterations)]
         finalists = [finalists[int(np.argmin(model.judge(finalists, config.judging_softness_std)))]]
@@ -167,8 +172,7 @@ def _estimate(
     shares = _shares_that_hold(np.asarray(best))
     for index in range(judged_at, len(levels)):
         level = levels[index]
-        image = _resize(blurry, level)
-        model = _Model.of(image[informative_crop(np.asarray(image), config.refine_side)], config, noise_std, level.scale)
+        model = _Model.of(blurry, measured, config, noise_std, level).informative(config.refine_side)
         if index > judged_at:
             side = level.kernel_size
             best = _resize_kernel(_clean(best), (side, side), scale=level.scale / levels[index - 1].scale)
@@ -241,7 +245,7 @@ class _Attempt:
 
 
 def _programs(
-    levels: Sequence[kernel_l0.Level], judged_at: int, config: InitialiserConfig
+    levels: Sequence[kernel_l0.Level], judged_at: int, config: InitialiserConfig, clipped: bool
 ) -> list[tuple[jax.stages.Wrapped, dict[str, Any]]]:
     """The programs of an estimate, each with the shapes that it will be called with, and with any numbers."""
     array: Callable[..., Any] = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
@@ -257,11 +261,14 @@ def _programs(
         return array((level.kernel_size, level.kernel_size))
 
     def model(level: kernel_l0.Level, side: int) -> _Model:
-        return _Model.of(array((min(side, level.shape[0]), min(side, level.shape[1]))), config, 0.0, level.scale)
+        image = array((min(side, level.shape[0]), min(side, level.shape[1])))
+        noise = config.noise_variance
+        return _Model(image, image if clipped else None, noise, config.first_noise_variance, level.scale, config)
 
     calls: list[tuple[jax.stages.Wrapped, dict[str, Any]]] = []
     for level in levels[: judged_at + 1]:
-        guessed = _guess_calls(array(level.shape), [kernel_of(level)], _guess_settings(config)[:1], 0)
+        image = array(level.shape)
+        guessed = _guess_calls(image, image if clipped else None, [kernel_of(level)], _guess_settings(config)[:1], 0)
         calls += [(kernel_l0.estimate_level, call) for call in guessed]
     for level, side, iterations in refined:
         if iterations:
@@ -277,7 +284,11 @@ def _programs(
 
 
 def _guess(
-    blurry: np.ndarray, config: InitialiserConfig, levels: Sequence[kernel_l0.Level], report: Callable[[int], None]
+    blurry: np.ndarray,
+    config: InitialiserConfig,
+    levels: Sequence[kernel_l0.Level],
+    measured: np.ndarray | None,
+    report: Callable[[int], None],
 ) -> list[jax.Array]:
     """A guess under the L0 prior for every choice of settings that ``config`` asks for, on the last level's support."""
     settings = _guess_settings(config)
@@ -286,7 +297,8 @@ def _guess(
         if index:
             ratio, side = level.scale / levels[index - 1].scale, level.kernel_size
             guesses = [_resize_kernel(guess, (side, side), scale=ratio) for guess in guesses]
-        calls = _guess_calls(_resize(blurry, level), guesses, settings, index * config.level_iterations)
+        image = _resize(blurry, level)
+        calls = _guess_calls(image, _measured_at(measured, level), guesses, settings, index * config.level_iterations)
         guesses = run_side_by_side(kernel_l0.estimate_level, calls)
         report(index)
     return guesses
@@ -303,7 +315,11 @@ def _guess_settings(config: InitialiserConfig) -> list[tuple[float, float, float
 
 
 def _guess_calls(
-    image: jax.Array, guesses: Sequence[jax.Array], settings: Sequence[tuple[float, float, float, int]], alternations: int
+    image: jax.Array,
+    measured: jax.Array | None,
+    guesses: Sequence[jax.Array],
+    settings: Sequence[tuple[float, float, float, int]],
+    alternations: int,
 ) -> list[dict[str, Any]]:
     """The calls that improve guesses at one level, after so many alternations of the usual ones on coarser levels."""
     return [
@@ -314,6 +330,7 @@ def _guess_calls(
             "weight": kernel_l0.weight_after(weight, alternations),
             "ridge": ridge,
             "iterations": iterations,
+            "measured": measured,
         }
         for guess, (share, weight, ridge, iterations) in zip(guesses, settings, strict=True)
     ]
@@ -325,6 +342,7 @@ class _Model:
 
     Attributes:
       image: ``[H, W]``.
+      measured: ``[H, W]``, zero where it was clipped; None if it was not.
       noise_variance: ν where its annealing ends.
       first_noise_variance: and where it begins.
       scale: of the image, as a share of the full size.
@@ -332,15 +350,31 @@ class _Model:
     """
 
     image: jax.Array
+    measured: jax.Array | None
     noise_variance: float
     first_noise_variance: float
     scale: float
     config: InitialiserConfig
 
     @classmethod
-    def of(cls, image: jax.Array, config: InitialiserConfig, noise_std: float, scale: float) -> _Model:
-        noise = variational.noise_variance(noise_std * scale, smallest=config.noise_variance)
-        return cls(image, noise, config.first_noise_variance / config.noise_variance * noise, scale, config)
+    def of(
+        cls,
+        blurry: np.ndarray,
+        measured: np.ndarray | None,
+        config: InitialiserConfig,
+        noise_std: float,
+        level: kernel_l0.Level,
+    ) -> _Model:
+        """The model of a full-size image at a level of the pyramid."""
+        noise = variational.noise_variance(noise_std * level.scale, smallest=config.noise_variance)
+        first = config.first_noise_variance / config.noise_variance * noise
+        return cls(_resize(blurry, level), _measured_at(measured, level), noise, first, level.scale, config)
+
+    def informative(self, side: int) -> _Model:
+        """That of the :func:`informative_crop` of at most ``side`` pixels a side."""
+        window = informative_crop(np.asarray(self.image), side)
+        measured = None if self.measured is None else self.measured[window]
+        return dataclasses.replace(self, image=self.image[window], measured=measured)
 
     def attempt(self, kernel: jax.Array, support: jax.Array, *, softness_std: float | None = None) -> _Attempt:
         """An attempt with the first softness and the usual thinness."""
@@ -372,6 +406,7 @@ class _Model:
                 "first_noise_variance": self.first_noise_variance if annealed else self.noise_variance,
                 "image_softness_std": variational.softness_at(self.scale, attempt.softness_std),
                 "thinness": attempt.thinness,
+                "measured": self.measured,
             }
             for attempt in attempts
         ]
@@ -389,6 +424,7 @@ class _Model:
                 "kernel": kernel,
                 "noise_variance": self.noise_variance,
                 "image_softness_std": variational.softness_at(self.scale, softness_std),
+                "measured": self.measured,
             }
             for kernel in kernels
         ]
@@ -408,6 +444,13 @@ _reduce = jax.jit(functools.partial(jax.image.resize, method="linear", antialias
 def _resize(blurry: np.ndarray, level: kernel_l0.Level) -> jax.Array:
     image = jnp.asarray(blurry, jnp.float32)
     return image if level.shape == blurry.shape else _reduce(image, shape=level.shape)
+
+
+def _measured_at(measured: np.ndarray | None, level: kernel_l0.Level) -> jax.Array | None:
+    """Which pixels of a level owe nothing, or next to nothing, to a clipped one."""
+    if measured is None:
+        return None
+    return jnp.asarray(_resize(measured, level) > 1.0 - _LARGEST_CLIPPED_SHARE, jnp.float32)
 
 
 def _support(size: int, share: float) -> jax.Array:

@@ -16,7 +16,12 @@ from jaxdeblur.operators.kernels import pad_kernel
 
 
 def judge(
-    blurry: np.ndarray, kernels: Mapping[str, np.ndarray], config: InitialiserConfig, *, noise_std: float
+    blurry: np.ndarray,
+    kernels: Mapping[str, np.ndarray],
+    config: InitialiserConfig,
+    *,
+    noise_std: float,
+    measured: np.ndarray | None = None,
 ) -> dict[str, float]:
     """How badly each kernel explains an image: its :func:`score`, all of them on the support of the largest.
 
@@ -28,6 +33,7 @@ def judge(
       kernels: ``[h, w]`` by name, odd sides, non-negative, summing to one.
       config: of the model by which they are judged.
       noise_std: of the image, in [0, 1] units.
+      measured: ``[H, W]``, one where a pixel was measured and zero where it was clipped; None if all were measured.
 
     Returns:
       Scores by name, lower is better; infinite where one cannot be computed, NaN if there is one kernel only and so nothing to
@@ -43,6 +49,7 @@ def judge(
             "kernel": pad_kernel(jnp.asarray(kernel), shape),
             "noise_variance": variance,
             "image_softness_std": config.judging_softness_std,
+            "measured": None if measured is None else jnp.asarray(measured, jnp.float32),
         }
         for kernel in kernels.values()
     ]

@@ -81,8 +81,12 @@ def estimate_level(
     weight: jax.Array | float,
     ridge: jax.Array | float,
     iterations: jax.Array | int,
+    measured: jax.Array | None = None,
 ) -> jax.Array:
     """Alternates image and kernel at one level of the pyramid. All numbers are arguments of one compiled program.
+
+    Clipped pixels take the value that the last image and kernel predict, where it is larger than theirs, and do not enter the
+    kernel step.
 
     Args:
       blurry: ``[H, W]`` in [0, 1], at this level's scale.
@@ -91,6 +95,7 @@ def estimate_level(
       weight: ``λ`` at the first alternation.
       ridge: ``γ``.
       iterations: alternations.
+      measured: ``[H, W]``, one where a pixel was measured and zero where it was clipped; None if all were measured.
 
     Returns:
       ``[h, h]``, non-negative, summing to one, its mass centred.
@@ -98,14 +103,24 @@ def estimate_level(
     chex.assert_rank([blurry, kernel], 2)
     chex.assert_equal_shape([kernel, support])
     padded = extend_periodically(blurry, kernel.shape[0])
+    clipped = None
+    if measured is not None:
+        beyond = [(0, whole - own) for whole, own in zip(padded.shape, blurry.shape, strict=True)]
+        clipped = jnp.pad(measured, beyond, constant_values=1.0) == 0.0
 
-    def alternate(step: jax.Array, kernel: jax.Array) -> jax.Array:
+    def alternate(step: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        kernel, seen = state
         current = jnp.maximum(weight / _WEIGHT_DECAY**step, _SMALLEST_WEIGHT)
-        image = l0_image(padded, kernel, current)[: blurry.shape[0], : blurry.shape[1]]
-        kernel = least_squares_kernel(image, blurry, support, ridge)
-        return centre_kernel(drop_islands(kernel, smallest=_SMALLEST_ISLAND), subpixel=False)
+        image = l0_image(seen, kernel, current)
+        if clipped is not None:
+            shape = (padded.shape[0], padded.shape[1])
+            spectrum = blur.centred_kernel_spectrum(kernel, shape)
+            predicted = jnp.fft.irfft2(spectrum * jnp.fft.rfft2(image), shape)
+            seen = jnp.where(clipped, jnp.maximum(padded, predicted), padded)
+        kernel = least_squares_kernel(image[: blurry.shape[0], : blurry.shape[1]], blurry, support, ridge, measured)
+        return centre_kernel(drop_islands(kernel, smallest=_SMALLEST_ISLAND), subpixel=False), seen
 
-    return jax.lax.fori_loop(0, iterations, alternate, kernel)
+    return jax.lax.fori_loop(0, iterations, alternate, (kernel, padded))[0]
 
 
 def l0_image(padded: jax.Array, kernel: jax.Array, weight: jax.Array | float) -> jax.Array:
@@ -128,7 +143,13 @@ def l0_image(padded: jax.Array, kernel: jax.Array, weight: jax.Array | float) ->
     return jax.lax.while_loop(lambda state: state[1] < _LAST_PENALTY, split, start)[0]
 
 
-def least_squares_kernel(image: jax.Array, blurry: jax.Array, support: jax.Array, ridge: jax.Array | float) -> jax.Array:
+def least_squares_kernel(
+    image: jax.Array,
+    blurry: jax.Array,
+    support: jax.Array,
+    ridge: jax.Array | float,
+    measured: jax.Array | None = None,
+) -> jax.Array:
     """``argmin_k ‖k * ∇x − ∇y‖² + γ‖k‖²`` with zeros beyond both images, then cleared of small values.
 
     Args:
@@ -136,21 +157,30 @@ def least_squares_kernel(image: jax.Array, blurry: jax.Array, support: jax.Array
       blurry: ``[H, W]``.
       support: ``[h, w]``, odd sides: one where the kernel may have mass and zero elsewhere.
       ridge: ``γ``.
+      measured: ``[H, W]``, zero for pixels whose gradients do not count; None if all do.
 
     Returns:
       ``[h, w]``, non-negative, summing to one.
     """
     h, w = support.shape
     sharp = gradients.gradient(image)
-    _, adjoint = blur.valid_blur_of(jnp.pad(sharp, ((0, 0), (h // 2, h // 2), (w // 2, w // 2))), (h, w))
-    # Without the zeros' part the normal matrix is a stationary correlation, on the kernel's own small grid.
-    correlate = blur.stationary_blur(blur.correlation_lags(sharp, (h, w)))
+    forward, adjoint = blur.valid_blur_of(jnp.pad(sharp, ((0, 0), (h // 2, h // 2), (w // 2, w // 2))), (h, w))
+    wanted = gradients.gradient(blurry)
+    if measured is None:
+        # Without the zeros' part the normal matrix is a stationary correlation, on the kernel's own small grid.
+        correlate = blur.stationary_blur(blur.correlation_lags(sharp, (h, w)))
+    else:
+        counted = jnp.minimum(jnp.minimum(measured[:-1, :-1], measured[:-1, 1:]), measured[1:, :-1])
+        wanted = counted * wanted
+
+        def correlate(kernel: jax.Array) -> jax.Array:
+            return adjoint(counted * forward(kernel))
 
     def normal(kernel: jax.Array) -> jax.Array:
         return support * correlate(kernel) + ridge * kernel
 
     start = support / support.sum()
-    target = support * adjoint(gradients.gradient(blurry))
+    target = support * adjoint(wanted)
     kernel, _ = cg(normal, target, x0=start, tol=1e-5, maxiter=_KERNEL_CG_STEPS)
     return drop_faint(kernel, _KERNEL_THRESHOLD)
 

@@ -120,6 +120,7 @@ def refine_kernel(
     first_noise_variance: jax.Array | float = 3e-6,
     image_softness_std: jax.Array | float = 0.4,
     thinness: jax.Array | float = 0.0,
+    measured: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Improves a kernel by alternating the minimisation of F(k) over image gradients, their variances and the kernel.
 
@@ -142,6 +143,7 @@ def refine_kernel(
       first_noise_variance: first ν.
       image_softness_std: of g, in pixels, at most 1.2 or so.
       thinness: λ, weight of :func:`thinness_penalty` beside F per pixel.
+      measured: ``[H, W]``, one where a pixel was measured and zero where it was clipped; None if all were measured.
 
     Returns:
       ``[h, h]``, non-negative, summing to one, and F of it per pixel, as far as its minimum over x and γ has been found.
@@ -149,23 +151,28 @@ def refine_kernel(
     chex.assert_rank([blurry, kernel], 2)
     chex.assert_equal_shape([kernel, support])
     observed, soft = observe(blurry, refining_c(noise_variance), image_softness_std)
+    counted = None if measured is None else counted_gradients(measured)
 
     def alternate(_: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         sharp, variance, kernel, steepest, noise = state
-        sharp, uncertainty = image_step(observed, convolve(kernel, soft, mode="full"), sharp, variance, noise)
-        target, lags = kernel_normal_equations(observed, kernel, soft, sharp, uncertainty)
+        sharp, uncertainty = image_step(observed, convolve(kernel, soft, mode="full"), sharp, variance, noise, counted)
+        if counted is None:
+            target, lags = kernel_normal_equations(observed, kernel, soft, sharp, uncertainty)
+            normal = blur.stationary_blur(lags)
+        else:
+            target, normal = counted_normal_equations(observed, kernel, soft, sharp, uncertainty, counted)
         target = target - thinness_slope(kernel, thinness * noise * observed.size)
-        kernel, steepest = nonnegative_minimum(blur.stationary_blur(lags), target, kernel, steepest, support)
+        kernel, steepest = nonnegative_minimum(normal, target, kernel, steepest, support)
         noise = jnp.maximum(NOISE_DECAY * noise, noise_variance)
         return sharp, sharp**2 + uncertainty, normalise_kernel(kernel), steepest, noise
 
     kernel = normalise_kernel(kernel * support)
     noise = jnp.asarray(first_noise_variance, blurry.dtype)
     # With variances that have not found their values yet, the image explains everything and the kernel would shrink.
-    sharp, variance = settle(observed, convolve(kernel, soft, mode="full"), noise, SETTLING_ITERATIONS)
+    sharp, variance = settle(observed, convolve(kernel, soft, mode="full"), noise, SETTLING_ITERATIONS, counted)
     state = (sharp, variance, kernel, jnp.ones_like(kernel), noise)
     sharp, variance, kernel, _, noise = jax.lax.fori_loop(0, iterations, alternate, state)
-    return kernel, free_energy(observed, convolve(kernel, soft, mode="full"), sharp, variance, noise)
+    return kernel, free_energy(observed, convolve(kernel, soft, mode="full"), sharp, variance, noise, counted)
 
 
 @reproducible_jit
@@ -175,6 +182,7 @@ def negative_log_evidence(
     *,
     noise_variance: jax.Array | float = 1e-6,
     image_softness_std: jax.Array | float = 0.4,
+    measured: jax.Array | None = None,
 ) -> jax.Array:
     """F(k) per pixel: a variational bound (free energy) of −2 log p(y | k), but for a constant. Lower is better.
 
@@ -186,35 +194,54 @@ def negative_log_evidence(
       kernel: ``[h, h]``, non-negative, summing to one.
       noise_variance: ν.
       image_softness_std: see :func:`refine_kernel`.
+      measured: likewise.
 
     Returns:
       A scalar.
     """
     chex.assert_rank([blurry, kernel], 2)
     observed, soft = observe(blurry, judging_c(noise_variance), image_softness_std)
+    counted = None if measured is None else counted_gradients(measured)
     whole = convolve(kernel, soft, mode="full")
-    sharp, variance = settle(observed, whole, noise_variance, _JUDGE_ITERATIONS)
-    return free_energy(observed, whole, sharp, variance, noise_variance)
+    sharp, variance = settle(observed, whole, noise_variance, _JUDGE_ITERATIONS, counted)
+    return free_energy(observed, whole, sharp, variance, noise_variance, counted)
 
 
-def settle(observed: jax.Array, whole: jax.Array, noise: jax.Array | float, iterations: int) -> tuple[jax.Array, jax.Array]:
+def counted_gradients(measured: jax.Array) -> jax.Array:
+    """``[H-7, W-7]``: one where no clipped pixel enters the whitened gradients of :func:`observe`, zero elsewhere.
+
+    Args:
+      measured: ``[H, W]``, one where a pixel was measured and zero where it was clipped.
+    """
+    side = 2 * _WHITENING_RADIUS + 2
+    return jax.lax.reduce_window(measured, jnp.inf, jax.lax.min, (side, side), (1, 1), "valid")
+
+
+def settle(
+    observed: jax.Array, whole: jax.Array, noise: jax.Array | float, iterations: int, counted: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
     """x and γ for a kernel that stays as it is."""
     start = jnp.zeros((2, *blur.latent_shape((observed.shape[-2], observed.shape[-1]), (whole.shape[0], whole.shape[1]))))
 
     def improve(_: int, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        sharp, uncertainty = image_step(observed, whole, *state, noise)
+        sharp, uncertainty = image_step(observed, whole, *state, noise, counted)
         return sharp, sharp**2 + uncertainty
 
     return jax.lax.fori_loop(0, iterations, improve, (start, jnp.full_like(start, _FIRST_VARIANCE)))
 
 
 def free_energy(
-    observed: jax.Array, whole: jax.Array, sharp: jax.Array, variance: jax.Array, noise: jax.Array | float
+    observed: jax.Array,
+    whole: jax.Array,
+    sharp: jax.Array,
+    variance: jax.Array,
+    noise: jax.Array | float,
+    counted: jax.Array | None = None,
 ) -> jax.Array:
     """F per pixel at given x and γ."""
     forward, _ = blur.valid_blur(whole, (sharp.shape[-2], sharp.shape[-1]), pairs=True)
-    misfit = jnp.sum((forward(sharp) - observed) ** 2) / noise
-    prior = sharp**2 / variance + jnp.log(noise + variance * _seen_energy(observed, whole))
+    misfit = jnp.sum(_counting(forward(sharp) - observed, counted) ** 2) / noise
+    prior = sharp**2 / variance + jnp.log(noise + variance * _seen_energy(observed, whole, counted))
     return (misfit + blur.crop_to_blurry(prior, (whole.shape[0], whole.shape[1])).sum()) / observed.size
 
 
@@ -223,8 +250,14 @@ def _support(observed: jax.Array, kernel: jax.Array, soft: jax.Array) -> tuple[i
     return blur.latent_shape((observed.shape[-2], observed.shape[-1]), whole)
 
 
-def _seen_energy(observed: jax.Array, whole: jax.Array) -> jax.Array:
+def _counting(values: jax.Array, counted: jax.Array | None) -> jax.Array:
+    return values if counted is None else counted * values
+
+
+def _seen_energy(observed: jax.Array, whole: jax.Array, counted: jax.Array | None = None) -> jax.Array:
     """``‖k‖²_i``: how much of the kernel's energy the blurry image holds of every pixel of the sharp one."""
+    if counted is not None:
+        return jnp.maximum(blur.blur_valid_adjoint(counted, whole**2), 0.0)
 
     def seen(side: int, reach: int) -> jax.Array:
         """``[side+reach-1, reach]``: one where a pixel of the sharp image is seen through that row of the kernel."""
@@ -236,16 +269,21 @@ def _seen_energy(observed: jax.Array, whole: jax.Array) -> jax.Array:
 
 
 def image_step(
-    observed: jax.Array, whole: jax.Array, sharp: jax.Array, variance: jax.Array, noise: jax.Array | float
+    observed: jax.Array,
+    whole: jax.Array,
+    sharp: jax.Array,
+    variance: jax.Array,
+    noise: jax.Array | float,
+    counted: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Posterior mean and (diagonal) variance of the sharp image's gradients, ``[2, H', W']`` each."""
     forward, adjoint = blur.valid_blur(whole, (sharp.shape[-2], sharp.shape[-1]), pairs=True)
-    uncertainty = 1.0 / (_seen_energy(observed, whole) / noise + 1.0 / variance)
+    uncertainty = 1.0 / (_seen_energy(observed, whole, counted) / noise + 1.0 / variance)
 
     def normal(candidate: jax.Array) -> jax.Array:
-        return adjoint(forward(candidate)) / noise + candidate / variance
+        return adjoint(_counting(forward(candidate), counted)) / noise + candidate / variance
 
-    target = adjoint(observed) / noise
+    target = adjoint(_counting(observed, counted)) / noise
     mean, _ = cg(normal, target, x0=sharp, tol=1e-4, maxiter=_IMAGE_CG_STEPS, M=lambda residual: residual * uncertainty)
     return mean, uncertainty
 
@@ -277,6 +315,38 @@ def kernel_normal_equations(
     target = blur.valid_blur_of(seen, size, pairs=True)[1](observed - rest)
     spread = uncertainty.sum(0)[radius : height - radius, radius : width - radius]
     return target, blur.correlation_lags(seen, size, pairs=True) + jnp.sum(spread * shown) * softness
+
+
+def counted_normal_equations(
+    observed: jax.Array, kernel: jax.Array, soft: jax.Array, sharp: jax.Array, uncertainty: jax.Array, counted: jax.Array
+) -> tuple[jax.Array, blur.Operator]:
+    """b and N as in :func:`kernel_normal_equations`, from the counted gradients alone: N then has no lags, and costs FFTs.
+
+    Args:
+      observed: ``[2, H, W]``, of :func:`observe`.
+      kernel: ``[h, w]``, the last one.
+      soft: ``w * g``, of :func:`observe`.
+      sharp: ``[2, H', W']``, of :func:`image_step`.
+      uncertainty: its variances, likewise.
+      counted: ``[H, W]``, of :func:`counted_gradients`.
+
+    Returns:
+      b, ``[h, w]``, and N.
+    """
+    size = (kernel.shape[0], kernel.shape[1])
+    radius = soft.shape[0] // 2
+    height, width = sharp.shape[-2:]
+    soften, _ = blur.valid_blur(soft, (height, width), pairs=True)
+    forward, adjoint = blur.valid_blur_of(soften(sharp), size, pairs=True)
+    softness = blur.stationary_blur(in_the_middle(convolve(soft, soft, mode="full"), (2 * size[0] - 1, 2 * size[1] - 1)))
+    # How much of each pixel of the sharp image the counted gradients show.
+    shown = blur.blur_valid_adjoint(counted, kernel)
+    spread = jnp.sum(uncertainty.sum(0)[radius : height - radius, radius : width - radius] * shown)
+
+    def normal(candidate: jax.Array) -> jax.Array:
+        return adjoint(counted * forward(candidate)) + spread * softness(candidate)
+
+    return adjoint(counted * observed), normal
 
 
 def in_the_middle(array: jax.Array, shape: tuple[int, int]) -> jax.Array:

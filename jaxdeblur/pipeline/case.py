@@ -38,6 +38,7 @@ class Scene:
       blurry: as given, checked.
       grey: ``[H, W]``.
       noise_std: in [0, 1] units.
+      measured: ``[H, W]``, one where a pixel was measured and zero where it was clipped; None if none was.
       part: in which the kernel is sought: the region that the caller gave, or the whole image.
       window: the informative part of it, if it is large, in which kernels are refined and judged.
       initialiser: how a kernel, or at least its size, is found.
@@ -47,6 +48,7 @@ class Scene:
     blurry: np.ndarray
     grey: np.ndarray
     noise_std: float
+    measured: np.ndarray | None
     part: tuple[slice, slice]
     window: tuple[slice, slice]
     initialiser: InitialiserConfig
@@ -82,6 +84,7 @@ class Case:
       fitted: what its fit found.
       warnings: so far.
       shake: what was found of a camera that turns, if that was asked.
+      without_clipped: whether kernels are estimated and judged without the clipped pixels.
       more_attempts: at the kernel that were made after the first.
       restored: the image and the method that made it, by the name of the kernel, if it was needed before the last step.
     """
@@ -97,8 +100,14 @@ class Case:
     scores: dict[str, float] = dataclasses.field(default_factory=dict)
     warnings: list[str] = dataclasses.field(default_factory=list)
     shake: ShakeEstimate | None = None
+    without_clipped: bool = False
     more_attempts: int = 0
     restored: dict[str, tuple[np.ndarray, str]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def measured(self) -> np.ndarray | None:
+        """``[H, W]``, zero where a pixel says nothing about the kernel; None if all do."""
+        return self.scene.measured if self.without_clipped else None
 
     @property
     def window(self) -> tuple[slice, slice]:

@@ -24,6 +24,9 @@ from jaxdeblur.presets import PRESETS
 
 # Of an attempt's kernels, which were varied from one another, so many are kept.
 _KEPT = 2
+# A light many times brighter than white shows every fault of a kernel so many times larger. With the image's own noise, kernels
+# that are too small explain it better.
+_NOISE_NEAR_HIGHLIGHTS = 0.02
 # Kernels of two attempts as similar as this are one and the same.
 AGREEMENT = 0.98
 
@@ -100,7 +103,7 @@ def search(
                 continue
             if attempt.fit is None:  # which does not begin with what another one found
                 best_of.append(_best(kernels))
-            _put_in_order(case, case.kernels | kernels)
+            put_in_order(case, case.kernels | kernels)
             agreeing = [kernel_similarity(_best(case.kernels), kernel) >= AGREEMENT for kernel in best_of]
             if most is None and sum(agreeing) >= 2 and content():
                 break
@@ -117,9 +120,18 @@ def _best(kernels: Mapping[str, np.ndarray]) -> np.ndarray:
     return next(iter(kernels.values()))
 
 
-def _put_in_order(case: Case, kernels: dict[str, np.ndarray]) -> None:
-    scene = case.scene
-    case.scores = judge(scene.grey[scene.window], kernels, scene.initialiser, noise_std=scene.noise_std)
+def judged(case: Case, kernels: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The scores of kernels by name, see :func:`jaxdeblur.classical.judge.judge`."""
+    scene, window = case.scene, case.scene.window
+    if case.measured is None:
+        return judge(scene.grey[window], kernels, scene.initialiser, noise_std=scene.noise_std)
+    noise_std = max(scene.noise_std, _NOISE_NEAR_HIGHLIGHTS)
+    return judge(scene.grey[window], kernels, scene.initialiser, noise_std=noise_std, measured=case.measured[window])
+
+
+def put_in_order(case: Case, kernels: Mapping[str, np.ndarray]) -> None:
+    """Makes these the kernels of a case, the best first."""
+    case.scores = judged(case, kernels)
     case.kernels = {name: kernels[name] for name in sorted(kernels, key=case.scores.__getitem__)}
 
 

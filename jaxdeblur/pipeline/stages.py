@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import pathlib
 import time
@@ -13,7 +14,6 @@ import numpy as np
 
 from jaxdeblur.classical import finish
 from jaxdeblur.classical.initialiser import KernelEstimate, estimate_kernel, first_kernel_size, informative_crop
-from jaxdeblur.classical.judge import judge
 from jaxdeblur.classical.noise import noise_std as estimate_noise_std
 from jaxdeblur.classical.saturated import highlights_are_unexplained
 from jaxdeblur.classical.shake import estimate_shake
@@ -30,13 +30,17 @@ from jaxdeblur.optimise.loop import Problem, Progress, Snapshot, fit_batch
 from jaxdeblur.optimise.restarts import restart_warnings
 from jaxdeblur.pipeline.case import VARYING, Case, Clock, Photo, Scene, in_groups
 from jaxdeblur.pipeline.result import Candidate, Result, Shake, with_account
-from jaxdeblur.pipeline.search import Attempt, search
+from jaxdeblur.pipeline.search import Attempt, judged, put_in_order, search
 from jaxdeblur.presets import PRESETS
 
 # A share of values far outside [0, 1] that no sound restoration should have; not calibrated yet.
 _LARGEST_OVERSHOOT = 0.05
 # Kernels that were varied from one another give images that are alike: no more of one kind are tried.
 _MOST_OF_A_KIND, _MOST_TRIED = 2, 4
+# Pixels this bright may be clipped ones, but for noise. A grey image may be the luma of a colour one, in which channels were
+# clipped that do not make a white pixel. Fewer than this share of them are too few to mislead an estimate.
+_CLIPPED_FROM, _CLIPPED_FROM_IN_GREY, _SMALLEST_CLIPPED_SHARE = 0.95, 0.85, 1e-4
+_WITHOUT_CLIPPED = "without clipped pixels"
 # Enough to find the support's size for a deep prior that starts from scratch.
 _SIZE_ONLY = InitialiserConfig(
     support_shares=(1.0,),
@@ -131,6 +135,8 @@ def deblur_batch(
     for case in cases:
         _initialise(case, teacher, progress)
         if case.kernels and "given" not in case.kernels:
+            if config.initialiser is not None:
+                _leave_out_clipped(case, progress)
             if time_budget is not None or config.more_attempts:
                 _search(case, time_budget, progress)
             if config.blur != "uniform":
@@ -154,9 +160,16 @@ def _observe(photo: Photo, config: Config) -> Case:
         initialiser = config.initialiser or _SIZE_ONLY
         noise = max(float(estimate_noise_std(luma)), config.smallest_noise_std)
         window = _informative(luma, part, initialiser.refine_side)
-        scene = Scene(blurry, luma, noise, part, window, initialiser, config)
+        measured = _measured(blurry)
+        scene = Scene(blurry, luma, noise, measured, part, window, initialiser, config)
         kernels = {} if photo.kernel is None else {"given": check_kernel(photo.kernel, luma.shape)}
     return Case(photo, scene, clock, kernels, config.kernel_size)
+
+
+def _measured(blurry: np.ndarray) -> np.ndarray | None:
+    """``[H, W]``: one where no channel of a pixel may have been clipped, zero elsewhere; None if hardly any may."""
+    clipped = blurry >= _CLIPPED_FROM_IN_GREY if blurry.ndim == 2 else blurry.max(axis=-1) >= _CLIPPED_FROM
+    return None if clipped.mean() < _SMALLEST_CLIPPED_SHARE else 1.0 - clipped.astype(np.float32)
 
 
 def _informative(image: np.ndarray, part: tuple[slice, slice], side: int) -> tuple[slice, slice]:
@@ -172,10 +185,9 @@ def _initialise(case: Case, teacher: Teacher | None, progress: Progress | None) 
     needs_size = config.kernel_size is None and config.fit is not None
     if not case.kernels and (config.initialiser is not None or needs_size):
         with case.clock("initialise"):
-            estimate = _estimate(scene, config.kernel_size, None, progress)
-        case.kernel_size = size = estimate.kernel.shape[0]
-        if estimate.touches_border:
-            case.warnings.append(f"the kernel reaches the border of its {size}-pixel support; a larger --kernel_size may help")
+            estimate = _estimate(case, config.kernel_size, None, progress)
+        case.kernel_size = estimate.kernel.shape[0]
+        case.warnings += _border_warnings(estimate)
         if config.initialiser is not None:
             case.kernels |= estimate.kernels
             case.scores |= estimate.scores
@@ -188,15 +200,61 @@ def _initialise(case: Case, teacher: Teacher | None, progress: Progress | None) 
                 case.surrogate = teacher_restoration(teacher, scene.blurry, case.teacher_kernel)
 
 
-def _estimate(scene: Scene, kernel_size: int | None, first_size: int | None, progress: Progress | None) -> KernelEstimate:
+def _estimate(case: Case, kernel_size: int | None, first_size: int | None, progress: Progress | None) -> KernelEstimate:
+    scene, measured = case.scene, case.measured
+    window = _informative(scene.grey, scene.part, scene.initialiser.image_side)
     return estimate_kernel(
-        scene.grey[_informative(scene.grey, scene.part, scene.initialiser.image_side)],
+        scene.grey[window],
         scene.initialiser,
         kernel_size=kernel_size,
         first_size=first_size,
         noise_std=scene.noise_std,
-        progress=_phase("kernel", progress),
+        measured=None if measured is None else measured[window],
+        progress=_phase(f"kernel {_WITHOUT_CLIPPED}" if case.without_clipped else "kernel", progress),
     )
+
+
+def _border_warnings(estimate: KernelEstimate) -> list[str]:
+    if not estimate.touches_border:
+        return []
+    size = estimate.kernel.shape[0]
+    return [f"the kernel reaches the border of its {size}-pixel support; a larger --kernel_size may help"]
+
+
+def _leave_out_clipped(case: Case, progress: Progress | None) -> None:
+    """Estimates the kernel again from what was not clipped, if the first one leaves highlights, or all of it, unexplained.
+
+    Only then: paper and sky that are just white say something about the kernel.
+    """
+    scene, measured = case.scene, case.scene.measured
+    window = _informative(scene.grey, scene.part, scene.initialiser.image_side)
+    if measured is None or measured[window].all():
+        return
+    with case.clock("highlights"):
+        if _explains(case, window, progress):
+            return
+        case.without_clipped = True
+        estimate = _estimate(case, scene.config.kernel_size, None, progress)
+        found = {f"{_WITHOUT_CLIPPED}: {name}": kernel for name, kernel in estimate.kernels.items()}
+        put_in_order(case, case.kernels | found)
+    name, kernel = next(iter(case.kernels.items()))
+    case.kernel_size = kernel.shape[0]
+    if name in found:
+        case.warnings = _border_warnings(estimate)
+
+
+def _explains(case: Case, window: tuple[slice, slice], progress: Progress | None) -> bool:
+    """Whether the best kernel explains a window of the image, highlights and all; an image of all of it is kept."""
+    scene, (name, kernel) = case.scene, next(iter(case.kernels.items()))
+    seen = dataclasses.replace(scene, blurry=scene.blurry[window], grey=scene.grey[window])
+    restored, method = _restore(seen, kernel, progress)
+    if seen.grey.shape == scene.grey.shape:
+        case.restored = {name: (restored, method)}
+    if finish.overshoot(restored, method) > _LARGEST_OVERSHOOT:
+        return False
+    if scene.config.final not in finish.METHODS:
+        return method != "saturated"  # the method was chosen by that
+    return not _highlights_are_unexplained(seen, restored, kernel)
 
 
 def _search(case: Case, time_budget: float | None, progress: Progress | None) -> None:
@@ -232,10 +290,10 @@ def _attempt(case: Case, attempt: Attempt, progress: Progress) -> dict[str, np.n
     usual = size or first_kernel_size(scene.grey[scene.part].shape)
     support = 2 * round(attempt.support_share * usual / 2) + 1
     if size is None:
-        return _estimate(scene, None, support, progress).kernels
+        return _estimate(case, None, support, progress).kernels
     if support >= size:
         return {}  # no larger one was allowed, and that one was tried
-    kernels = _estimate(scene, support, None, progress).kernels
+    kernels = _estimate(case, support, None, progress).kernels
     return {name: np.asarray(pad_kernel(jnp.asarray(kernel), (size, size))) for name, kernel in kernels.items()}
 
 
@@ -244,8 +302,7 @@ def _is_plausible(case: Case, progress: Progress | None) -> bool:
     name, kernel = next(iter(case.kernels.items()))
     if name not in case.restored:
         case.restored = {name: _restore(case.scene, kernel, progress)}
-    restored, _ = case.restored[name]
-    return finish.overshoot(restored) <= _LARGEST_OVERSHOOT
+    return finish.overshoot(*case.restored[name]) <= _LARGEST_OVERSHOOT
 
 
 def _see_shake(case: Case, progress: Progress | None) -> None:
@@ -321,7 +378,7 @@ def _finish(case: Case, progress: Progress | None) -> Result:
         scores = dict.fromkeys(kernels, float("nan")) | case.scores
         uniform = {name: kernel for name, kernel in kernels.items() if kernel.ndim == 2}
         if uniform.keys() - case.scores.keys():
-            scores |= judge(scene.grey[scene.window], uniform, scene.initialiser, noise_std=scene.noise_std)
+            scores |= judged(case, uniform)
     with case.clock("finish"):
         if config.final == "generator" and case.fitted is not None:
             name, chosen = next(reversed(kernels)), "generator"
@@ -358,7 +415,7 @@ def _deconvolve(case: Case, scores: Mapping[str, float], progress: Progress | No
     order = sorted(kernels, key=lambda name: (name != VARYING, scores[name]))
     for name in _worth_trying(order):
         restored, method = case.restored.get(name) or _restore(scene, kernels[name], progress)
-        plausible = finish.overshoot(restored) <= _LARGEST_OVERSHOOT
+        plausible = finish.overshoot(restored, method) <= _LARGEST_OVERSHOOT
         if plausible or "given" in kernels:
             break
     if VARYING in kernels and name != VARYING:

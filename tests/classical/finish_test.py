@@ -133,7 +133,9 @@ def test_an_unknown_method_is_refused_by_name():
 
 
 def test_overshoot_is_the_share_of_values_far_outside():
-    assert finish.overshoot(np.array([[-0.2, -0.05], [0.5, 1.2]])) == 0.5
+    values = np.array([[-0.2, -0.05], [0.5, 1.2]])
+    assert finish.overshoot(values, "learned") == 0.5
+    assert finish.overshoot(values, "saturated") == 0.25  # a highlight is brighter than white
 
 
 class TestKernelsThatVary:

@@ -51,7 +51,7 @@ def test_patient_guesses_have_the_whole_support_and_their_own_ridge_and_iteratio
     monkeypatch.setattr(initialiser, "run_side_by_side", lambda program, calls: [program(**call) for call in calls])
     config = dataclasses.replace(QUICK, patient_weights=(6e-2, 3e-2), patient_ridge=20.0, patient_iterations=9)
     levels = initialiser.kernel_l0.pyramid((96, 96), 11)[:2]
-    assert len(initialiser._guess(scene().blurry, config, levels, lambda _: None)) == 4 + 2
+    assert len(initialiser._guess(scene().blurry, config, levels, None, lambda _: None)) == 4 + 2
     for index, level in enumerate(levels):
         patient = given[index * 6 + 4 : index * 6 + 6]
         assert [(call["ridge"], call["iterations"]) for call in patient] == [(20.0, 9)] * 2
@@ -162,7 +162,7 @@ def test_an_unknown_size_grows_until_the_kernel_fits(monkeypatch):
     kernel[20, 8:33] = 1 / 25
     whole = True
 
-    def estimate(blurry, config, size, noise_std, progress):
+    def estimate(blurry, config, size, noise_std, measured, progress):
         sizes.append(size)
         cut = kernel[20 - size // 2 : 21 + size // 2, 20 - size // 2 : 21 + size // 2]
         return initialiser.KernelEstimate({"classical": cut / cut.sum()}, {}, (), whole)
@@ -213,8 +213,9 @@ def test_the_crop_goes_where_the_edges_are():
     assert initialiser.informative_crop(image, 500) == (slice(0, 120), slice(0, 200))
 
 
+@pytest.mark.parametrize("clipped", [False, True])
 @pytest.mark.parametrize("guess_side", [64, 300])
-def test_every_program_is_compiled_before_the_first_call(guess_side, monkeypatch):
+def test_every_program_is_compiled_before_the_first_call(guess_side, clipped, monkeypatch):
     """And none that is not called: on a coarse level and finer ones, or on one level alone."""
 
     def types(program, call):
@@ -233,7 +234,8 @@ def test_every_program_is_compiled_before_the_first_call(guess_side, monkeypatch
     monkeypatch.setattr(initialiser, "compile_side_by_side", lambda calls: compiled.update(types(*one) for one in calls))
     monkeypatch.setattr(initialiser, "run_side_by_side", answers)
     config = dataclasses.replace(QUICK, guess_side=guess_side, guess_window_side=64, refine_side=80, vary_iterations=3)
-    initialiser.estimate_kernel(scene().blurry, config, kernel_size=11, noise_std=NOISE_STD)
+    measured = np.ones_like(scene().blurry) if clipped else None
+    initialiser.estimate_kernel(scene().blurry, config, kernel_size=11, noise_std=NOISE_STD, measured=measured)
     assert compiled == called
 
 

@@ -141,3 +141,29 @@ def test_the_same_call_gives_the_same_bytes():
         for _ in range(12)
     }
     assert len(found) == 1
+
+
+def test_clipped_pixels_do_not_enter_the_kernel_step():
+    known = scene()
+    measured = np.ones_like(known.blurry)
+    measured[20:26, 30:40] = 0.0
+    support = jnp.ones((11, 11))
+    found = [
+        kernel_l0.least_squares_kernel(known.sharp, jnp.where(measured, known.blurry, value), support, 0.1, measured)
+        for value in (1.0, 0.0)
+    ]
+    np.testing.assert_array_equal(*found)
+    assert kernel_similarity(found[0], known.kernel) > 0.9
+
+
+def test_a_level_predicts_highlights_that_were_clipped():
+    """A light eight times white: with its clipped trace taken for its own light, the kernel is that of the trace's outline."""
+    known = scene()
+    blurry = 0.5 * known.blurry
+    for row, column in ((20, 30), (60, 20), (70, 70), (30, 75)):
+        blurry[row : row + 9, column : column + 9] += 8.0 * known.kernel
+    blurry = jnp.minimum(blurry, 1.0)
+    start, options = kernel_l0.first_kernel(11), {"support": jnp.ones((11, 11)), "weight": 4e-3, "ridge": 2.0, "iterations": 20}
+    with_them = kernel_l0.estimate_level(blurry, start, **options)
+    without = kernel_l0.estimate_level(blurry, start, measured=(blurry < 0.95).astype(jnp.float32), **options)
+    assert kernel_similarity(without, known.kernel) > kernel_similarity(with_them, known.kernel)

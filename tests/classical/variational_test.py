@@ -167,3 +167,51 @@ def test_softness_kernel():
 
 def test_the_same_call_gives_the_same_bytes(true_kernel):
     assert len({np.asarray(refined(true_kernel)).tobytes() for _ in range(3)}) == 1
+
+
+class TestClippedPixels:
+    """Pixels that were not measured, and all that is known to have been."""
+
+    @pytest.fixture(scope="class")
+    def spoilt(self):
+        """Two images that differ only where pixels were clipped, and one where they were measured."""
+        generator = np.random.default_rng(0)
+        measured = np.ones_like(scene().blurry)
+        for row, column in generator.integers(0, 90, (6, 2)):
+            measured[row : row + 4, column : column + 4] = 0.0
+        images = [np.where(measured, scene().blurry, value) for value in (1.0, generator.random(measured.shape))]
+        return [jnp.asarray(image, jnp.float32) for image in images], jnp.asarray(measured)
+
+    def test_what_a_clipped_pixel_holds_does_not_matter(self, spoilt, true_kernel):
+        images, measured = spoilt
+        values = [float(variational.negative_log_evidence(image, true_kernel, measured=measured)) for image in images]
+        assert values[0] == values[1]
+        options = {"support": jnp.ones((SIZE, SIZE)), "iterations": 5, "measured": measured}
+        kernels = [variational.refine_kernel(image, first_kernel(SIZE), **options)[0] for image in images]
+        np.testing.assert_array_equal(*kernels)
+
+    def test_the_kernel_is_found_beside_them(self, spoilt, true_kernel):
+        images, measured = spoilt
+        options = {"support": jnp.ones((SIZE, SIZE)), "iterations": 40}
+        start = jnp.asarray(scipy.ndimage.gaussian_filter(true_kernel, 1.0))
+        without, _ = variational.refine_kernel(images[0], start, measured=measured, **options)
+        misled, _ = variational.refine_kernel(images[0], start, **options)
+        assert kernel_similarity(without, true_kernel) > 0.95
+        assert kernel_similarity(misled, true_kernel) < kernel_similarity(without, true_kernel) - 0.05
+
+    def test_where_all_were_measured_it_is_the_same_model(self, true_kernel):
+        every = jnp.ones_like(jnp.asarray(scene().blurry))
+        assert negative_log_evidence(true_kernel, measured=every) == pytest.approx(negative_log_evidence(true_kernel), abs=0.02)
+        similar = kernel_similarity(refined(true_kernel, measured=every), refined(true_kernel))
+        assert similar > 0.99
+
+    def test_a_gradient_counts_if_no_clipped_pixel_enters_it(self):
+        measured = np.ones((20, 24), np.float32)
+        measured[9, 11] = 0.0
+        blurry = np.random.default_rng(0).random(measured.shape)
+        change = np.where(measured, blurry, 5.0)
+        observed = [variational.observe(jnp.asarray(image), jnp.asarray(1.0), 0.0)[0] for image in (blurry, change)]
+        touched = np.any(np.abs(np.subtract(*observed)) > 1e-5, axis=0)
+        counted = np.asarray(variational.counted_gradients(jnp.asarray(measured)))
+        assert not np.any(touched & (counted == 1.0))
+        assert counted.sum() == counted.size - 64

@@ -182,7 +182,7 @@ def test_an_exception_in_the_callback_ends_the_run():
 
 
 def test_an_image_that_no_kernel_explains_is_left_as_it_was(monkeypatch):
-    monkeypatch.setattr(finish, "overshoot", lambda restored: 0.5)
+    monkeypatch.setattr(finish, "overshoot", lambda restored, method: 0.5)
     result = deblur(scene().blurry, CLASSICAL, key=KEY)
     assert result.chosen == "input"
     np.testing.assert_allclose(result.restored, scene().blurry, atol=1e-6)
@@ -192,6 +192,39 @@ def test_an_image_that_no_kernel_explains_is_left_as_it_was(monkeypatch):
 def test_no_more_than_two_kernels_of_a_kind_are_tried():
     names = ["varying", "classical, softness 1", "classical, softness 0.4", "classical, softness 0.7", "deep prior"]
     assert stages._worth_trying(names) == [*names[:3], "deep prior"]
+
+
+class TestHighlights:
+    """Lights several times brighter than white, which the sensor clipped."""
+
+    @pytest.fixture(scope="class")
+    def night(self):
+        known, generator = scene(), np.random.default_rng(0)
+        radiance = np.pad(0.5 * known.sharp, known.kernel.shape[0] // 2, mode="edge")
+        for row, column in generator.integers(5, 90, (12, 2)):
+            radiance[row : row + 3, column : column + 3] += 8.0
+        seen = np.asarray(blur.blur_valid(jnp.asarray(radiance, jnp.float32), jnp.asarray(known.kernel)))
+        return np.clip(seen + generator.normal(0.0, NOISE_STD, seen.shape), 0.0, 1.0).astype(np.float32)
+
+    def test_a_kernel_that_leaves_them_unexplained_is_sought_again_without_them(self, night):
+        phases = []
+        result = deblur(night, CLASSICAL, key=KEY, progress=lambda phase, *_: phases.append(phase))
+        assert result.chosen == "without clipped pixels: classical kernel, saturated"
+        assert list(dict.fromkeys(phases)) == ["kernel", "final image", "kernel without clipped pixels"]
+        found = {candidate.name: kernel_similarity(candidate.kernel, scene().kernel) for candidate in result.candidates}
+        assert found["without clipped pixels: classical"] > 0.9
+        assert found["classical"] < found["without clipped pixels: classical"] - 0.1
+        assert result.seconds["highlights"] > 0.0
+
+    def test_white_that_the_kernel_explains_is_left_in(self):
+        known = scene()
+        white = np.clip(known.blurry * 1.0 + 0.1, 0.0, 0.97).astype(np.float32)
+        result = deblur(white, CLASSICAL, key=KEY)
+        assert white.max() > 0.9
+        assert [candidate.name for candidate in result.candidates] == ["classical"]
+
+    def test_without_bright_pixels_nothing_is_looked_at(self, blind):
+        assert "highlights" not in deblur(0.8 * scene().blurry, CLASSICAL, key=KEY).seconds
 
 
 class TestKnownKernel:
@@ -227,7 +260,7 @@ class TestKnownKernel:
         assert deblur(scene().blurry, noisier, key=KEY, kernel=scene().kernel).noise_std == 0.02
 
     def test_an_implausible_result_of_a_given_kernel_is_told_of(self, monkeypatch):
-        monkeypatch.setattr(finish, "overshoot", lambda restored: 0.5)
+        monkeypatch.setattr(finish, "overshoot", lambda restored, method: 0.5)
         result = deblur(scene().blurry, CLASSICAL, key=KEY, kernel=scene().kernel)
         assert result.chosen == "given kernel, learned"
         assert any("kernel may be wrong" in warning for warning in result.warnings)
@@ -407,7 +440,7 @@ class TestBlurThatVaries:
     @pytest.mark.slow
     def test_kernels_that_give_no_plausible_image_are_left(self, blind, monkeypatch):
         shares = iter([0.5, 0.0])
-        monkeypatch.setattr(finish, "overshoot", lambda restored: next(shares))
+        monkeypatch.setattr(finish, "overshoot", lambda restored, method: next(shares))
         result = deblur(scene().blurry, dataclasses.replace(CLASSICAL, blur="varying", shake=self.WITHOUT_DESCENT), key=KEY)
         assert result.restored.tobytes() == blind[0].restored.tobytes()
         assert result.shake is not None
