@@ -40,6 +40,8 @@ _MOST_OF_A_KIND, _MOST_TRIED = 2, 4
 # Pixels this bright may be clipped ones, but for noise. A grey image may be the luma of a colour one, in which channels were
 # clipped that do not make a white pixel. Fewer than this share of them are too few to mislead an estimate.
 _CLIPPED_FROM, _CLIPPED_FROM_IN_GREY, _SMALLEST_CLIPPED_SHARE = 0.95, 0.85, 1e-4
+# With fewer pixels there is too little left for an estimate without the others.
+_LEAST_MEASURED_SHARE = 0.2
 _WITHOUT_CLIPPED = "without clipped pixels"
 # Enough to find the support's size for a deep prior that starts from scratch.
 _SIZE_ONLY = InitialiserConfig(
@@ -228,7 +230,7 @@ def _leave_out_clipped(case: Case, progress: Progress | None) -> None:
     """
     scene, measured = case.scene, case.scene.measured
     window = _informative(scene.grey, scene.part, scene.initialiser.image_side)
-    if measured is None or measured[window].all():
+    if measured is None or measured[window].all() or measured[window].mean() < _LEAST_MEASURED_SHARE:
         return
     with case.clock("highlights"):
         if _explains(case, window, progress):
