@@ -233,6 +233,9 @@ def _leave_out_clipped(case: Case, progress: Progress | None) -> None:
     if measured is None or measured[window].all() or measured[window].mean() < _LEAST_MEASURED_SHARE:
         return
     with case.clock("highlights"):
+        if scene.grey[window].shape != scene.grey.shape:
+            # To restore all of a large image takes as long as its last step: the edges of the highlights tell.
+            window = _informative(0.5 * measured, window, scene.initialiser.refine_side)
         if _explains(case, window, progress):
             return
         case.without_clipped = True

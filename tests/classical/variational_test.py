@@ -169,18 +169,19 @@ def test_the_same_call_gives_the_same_bytes(true_kernel):
     assert len({np.asarray(refined(true_kernel)).tobytes() for _ in range(3)}) == 1
 
 
+@pytest.fixture(scope="module")
+def spoilt():
+    """Two images that differ only where pixels were clipped, and one where they were measured."""
+    generator = np.random.default_rng(0)
+    measured = np.ones_like(scene().blurry)
+    for row, column in generator.integers(0, 90, (6, 2)):
+        measured[row : row + 4, column : column + 4] = 0.0
+    images = [np.where(measured, scene().blurry, value) for value in (1.0, generator.random(measured.shape))]
+    return [jnp.asarray(image, jnp.float32) for image in images], jnp.asarray(measured)
+
+
 class TestClippedPixels:
     """Pixels that were not measured, and all that is known to have been."""
-
-    @pytest.fixture(scope="class")
-    def spoilt(self):
-        """Two images that differ only where pixels were clipped, and one where they were measured."""
-        generator = np.random.default_rng(0)
-        measured = np.ones_like(scene().blurry)
-        for row, column in generator.integers(0, 90, (6, 2)):
-            measured[row : row + 4, column : column + 4] = 0.0
-        images = [np.where(measured, scene().blurry, value) for value in (1.0, generator.random(measured.shape))]
-        return [jnp.asarray(image, jnp.float32) for image in images], jnp.asarray(measured)
 
     def test_what_a_clipped_pixel_holds_does_not_matter(self, spoilt, true_kernel):
         images, measured = spoilt

@@ -194,17 +194,18 @@ def test_no_more_than_two_kernels_of_a_kind_are_tried():
     assert stages._worth_trying(names) == [*names[:3], "deep prior"]
 
 
+@pytest.fixture(scope="module")
+def night():
+    known, generator = scene(), np.random.default_rng(0)
+    radiance = np.pad(0.5 * known.sharp, known.kernel.shape[0] // 2, mode="edge")
+    for row, column in generator.integers(5, 90, (12, 2)):
+        radiance[row : row + 3, column : column + 3] += 8.0
+    seen = np.asarray(blur.blur_valid(jnp.asarray(radiance, jnp.float32), jnp.asarray(known.kernel)))
+    return np.clip(seen + generator.normal(0.0, NOISE_STD, seen.shape), 0.0, 1.0).astype(np.float32)
+
+
 class TestHighlights:
     """Lights several times brighter than white, which the sensor clipped."""
-
-    @pytest.fixture(scope="class")
-    def night(self):
-        known, generator = scene(), np.random.default_rng(0)
-        radiance = np.pad(0.5 * known.sharp, known.kernel.shape[0] // 2, mode="edge")
-        for row, column in generator.integers(5, 90, (12, 2)):
-            radiance[row : row + 3, column : column + 3] += 8.0
-        seen = np.asarray(blur.blur_valid(jnp.asarray(radiance, jnp.float32), jnp.asarray(known.kernel)))
-        return np.clip(seen + generator.normal(0.0, NOISE_STD, seen.shape), 0.0, 1.0).astype(np.float32)
 
     def test_a_kernel_that_leaves_them_unexplained_is_sought_again_without_them(self, night):
         phases = []
@@ -215,6 +216,20 @@ class TestHighlights:
         assert found["without clipped pixels: classical"] > 0.9
         assert found["classical"] < found["without clipped pixels: classical"] - 0.1
         assert result.seconds["highlights"] > 0.0
+
+    @pytest.mark.slow
+    def test_of_a_large_image_a_part_is_looked_at(self, night, monkeypatch):
+        shapes = []
+
+        def restore(scene, kernel, progress, original=stages._restore):
+            shapes.append(scene.grey.shape)
+            return original(scene, kernel, progress)
+
+        monkeypatch.setattr(stages, "_restore", restore)
+        large = dataclasses.replace(QUICK, image_side=80, refine_side=64)
+        result = deblur(night, dataclasses.replace(CLASSICAL, initialiser=large), key=KEY)
+        assert result.chosen == "without clipped pixels: classical kernel, saturated"
+        assert shapes == [(64, 64), (96, 96)]
 
     def test_white_that_the_kernel_explains_is_left_in(self):
         known = scene()
