@@ -196,6 +196,7 @@ def test_no_more_than_two_kernels_of_a_kind_are_tried():
 
 @pytest.fixture(scope="module")
 def night():
+    """A scene with a dozen lights of eight times white."""
     known, generator = scene(), np.random.default_rng(0)
     radiance = np.pad(0.5 * known.sharp, known.kernel.shape[0] // 2, mode="edge")
     for row, column in generator.integers(5, 90, (12, 2)):
