@@ -303,17 +303,13 @@ def kernel_normal_equations(
     Returns:
       b, ``[h, w]``, and the lags of N, ``[2h-1, 2w-1]``, as :func:`jaxdeblur.operators.blur.stationary_blur` takes them.
     """
-    size, radius = (kernel.shape[0], kernel.shape[1]), soft.shape[0] // 2
+    size = (kernel.shape[0], kernel.shape[1])
     rows, columns = observed.shape[-2:]
-    height, width = sharp.shape[-2:]
-    soften, _ = blur.valid_blur(soft, (height, width), pairs=True)
     shown = jnp.zeros((rows + size[0] - 1, columns + size[1] - 1)).at[size[0] - 1 : rows, size[1] - 1 : columns].set(1.0)
-    softness = in_the_middle(convolve(soft, soft, mode="full"), (2 * size[0] - 1, 2 * size[1] - 1))
-    softened = soften(sharp)
+    softened, spread, softness = _softened(size, soft, sharp, uncertainty)
     seen = softened * shown
     rest = blur.valid_blur(kernel, (softened.shape[-2], softened.shape[-1]), pairs=True)[0](softened - seen)
     target = blur.valid_blur_of(seen, size, pairs=True)[1](observed - rest)
-    spread = uncertainty.sum(0)[radius : height - radius, radius : width - radius]
     return target, blur.correlation_lags(seen, size, pairs=True) + jnp.sum(spread * shown) * softness
 
 
@@ -334,19 +330,27 @@ def counted_normal_equations(
       b, ``[h, w]``, and N.
     """
     size = (kernel.shape[0], kernel.shape[1])
+    softened, spread, softness = _softened(size, soft, sharp, uncertainty)
+    forward, adjoint = blur.valid_blur_of(softened, size, pairs=True)
+    soften = blur.stationary_blur(softness)
+    # How much of each pixel of the sharp image the counted gradients show.
+    weight = jnp.sum(spread * blur.blur_valid_adjoint(counted, kernel))
+
+    def normal(candidate: jax.Array) -> jax.Array:
+        return adjoint(counted * forward(candidate)) + weight * soften(candidate)
+
+    return adjoint(counted * observed), normal
+
+
+def _softened(
+    size: tuple[int, int], soft: jax.Array, sharp: jax.Array, uncertainty: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What a kernel of ``size`` sees of the sharp image: ``w * g * x``, its pixels' variances, and the lags of ``w * g``."""
     radius = soft.shape[0] // 2
     height, width = sharp.shape[-2:]
     soften, _ = blur.valid_blur(soft, (height, width), pairs=True)
-    forward, adjoint = blur.valid_blur_of(soften(sharp), size, pairs=True)
-    softness = blur.stationary_blur(in_the_middle(convolve(soft, soft, mode="full"), (2 * size[0] - 1, 2 * size[1] - 1)))
-    # How much of each pixel of the sharp image the counted gradients show.
-    shown = blur.blur_valid_adjoint(counted, kernel)
-    spread = jnp.sum(uncertainty.sum(0)[radius : height - radius, radius : width - radius] * shown)
-
-    def normal(candidate: jax.Array) -> jax.Array:
-        return adjoint(counted * forward(candidate)) + spread * softness(candidate)
-
-    return adjoint(counted * observed), normal
+    softness = in_the_middle(convolve(soft, soft, mode="full"), (2 * size[0] - 1, 2 * size[1] - 1))
+    return soften(sharp), uncertainty.sum(0)[radius : height - radius, radius : width - radius], softness
 
 
 def in_the_middle(array: jax.Array, shape: tuple[int, int]) -> jax.Array:

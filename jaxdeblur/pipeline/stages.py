@@ -137,8 +137,7 @@ def deblur_batch(
     for case in cases:
         _initialise(case, teacher, progress)
         if case.kernels and "given" not in case.kernels:
-            if config.initialiser is not None:
-                _leave_out_clipped(case, progress)
+            _leave_out_clipped(case, progress)
             if time_budget is not None or config.more_attempts:
                 _search(case, time_budget, progress)
             if config.blur != "uniform":
@@ -229,8 +228,10 @@ def _leave_out_clipped(case: Case, progress: Progress | None) -> None:
     Only then: paper and sky that are just white say something about the kernel.
     """
     scene, measured = case.scene, case.scene.measured
+    if measured is None:
+        return
     window = _informative(scene.grey, scene.part, scene.initialiser.image_side)
-    if measured is None or measured[window].all() or measured[window].mean() < _LEAST_MEASURED_SHARE:
+    if measured[window].all() or measured[window].mean() < _LEAST_MEASURED_SHARE:
         return
     with case.clock("highlights"):
         if scene.grey[window].shape != scene.grey.shape:

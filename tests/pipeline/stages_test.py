@@ -234,7 +234,7 @@ class TestHighlights:
 
     def test_white_that_the_kernel_explains_is_left_in(self):
         known = scene()
-        white = np.clip(known.blurry * 1.0 + 0.1, 0.0, 0.97).astype(np.float32)
+        white = np.clip(known.blurry + 0.1, 0.0, 0.97).astype(np.float32)
         result = deblur(white, CLASSICAL, key=KEY)
         assert white.max() > 0.9
         assert [candidate.name for candidate in result.candidates] == ["classical"]
