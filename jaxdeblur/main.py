@@ -231,10 +231,11 @@ def _deblur_all(values: flags.FlagValues, named: Sequence[str], relaunch: bool) 
     for message in messages:
         _say(message)
     jobs = list(zip(images, assign_outputs(images, values.output_dir), strict=True))
-    for folder in {outputs.folder for _, outputs in jobs if isinstance(outputs, Outputs)}:
-        tidy(folder)
+    places = {outputs.folder for _, outputs in jobs if isinstance(outputs, Outputs)}
     if settings.checkpoint_dir is not None:
-        tidy(settings.checkpoint_dir)
+        places.add(settings.checkpoint_dir)
+    for place in places:
+        tidy(place)
     failures = Failures(_complain, values.debug)
     folders = [outputs.folder for _, outputs in jobs if isinstance(outputs, Outputs)]
     index = FolderIndex(folders if len(jobs) > 1 else (), _say)
@@ -253,6 +254,8 @@ def _deblur_all(values: flags.FlagValues, named: Sequence[str], relaunch: bool) 
                     run_job(image, outputs, settings, say)
     finally:  # also of a run that was cut
         index.write()
+        for place in places:  # workers that were killed may have been writing
+            tidy(place)
     pages = [outputs.html_report for _, outputs in jobs if isinstance(outputs, Outputs)]
     if len(jobs) > 1:
         pages = list(dict.fromkeys(folder / NAME for folder in folders))

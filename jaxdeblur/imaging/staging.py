@@ -12,7 +12,7 @@ import contextlib
 import errno
 import hashlib
 import pathlib
-import tempfile
+import uuid
 from collections.abc import Iterator, Sequence
 from typing import IO
 
@@ -46,15 +46,19 @@ def staged(paths: Sequence[pathlib.Path], *, replace: bool = True) -> Iterator[l
     folder = paths[-1].parent
     # A name of fixed length, the same for all who write these files.
     complete = folder / f".{hashlib.sha256(paths[-1].name.encode(errors='surrogateescape')).hexdigest()[:16]}{_COMPLETE}"
-    place, lock = _unfinished_folder(folder)
+    place = folder / f".{uuid.uuid4().hex}{_UNFINISHED}"  # named before it is made, so that an interrupt never loses it
+    lock: IO[bytes] | None = None
     try:
+        lock = _make(place)
         temporaries = [place / f"{number:02}-{path.name}" for number, path in enumerate(paths)]
         yield temporaries
         _commit(place, complete, paths, replace)
     finally:
-        with contextlib.suppress(OSError):
-            _remove(place)
-        lock.close()
+        try:
+            _discard(place, lock)
+        except KeyboardInterrupt:
+            _discard(place, lock)
+            raise
 
 
 def tidy(folder: pathlib.Path) -> None:
@@ -69,19 +73,19 @@ def tidy(folder: pathlib.Path) -> None:
             _remove_if_dead(place)
 
 
-def _unfinished_folder(folder: pathlib.Path) -> tuple[pathlib.Path, IO[bytes]]:
-    """A new folder for temporary files, and its lock."""
+def _make(place: pathlib.Path) -> IO[bytes]:
+    """Makes the folder for temporary files, and its lock."""
     while True:
-        place = pathlib.Path(tempfile.mkdtemp(dir=folder, prefix=".", suffix=_UNFINISHED))
+        place.mkdir(mode=0o700)
         with contextlib.suppress(FileNotFoundError):
             lock = (place / _LOCK).open("xb")
             if fcntl is None:
                 lock.close()  # an open file would keep its folder from being renamed
-                return place, lock
+                return lock
             with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.flock(lock, fcntl.LOCK_EX)
             if (place / _LOCK).exists():
-                return place, lock
+                return lock
             lock.close()
         # Another process found the folder without its lock and took it for a dead one's.
 
@@ -102,34 +106,42 @@ def _remove_if_dead(place: pathlib.Path) -> None:
         pass
 
 
+def _discard(place: pathlib.Path, lock: IO[bytes] | None) -> None:
+    with contextlib.suppress(OSError):  # it has been moved into place
+        _remove(place)
+    if lock is not None:
+        lock.close()
+
+
 def _remove(place: pathlib.Path) -> None:
     """Removes a folder, its lock last: one without a lock is always empty."""
     for file in place.iterdir():
         if file.name != _LOCK:
             file.unlink()
-    (place / _LOCK).unlink()
+    (place / _LOCK).unlink(missing_ok=True)
     place.rmdir()
 
 
 def _commit(place: pathlib.Path, complete: pathlib.Path, paths: Sequence[pathlib.Path], replace: bool) -> None:
-    while True:
-        _move_out(complete)
-        for path in paths:
-            if path.is_dir():
-                raise IsADirectoryError(errno.EISDIR, "a folder is in the way", str(path))
-            if not replace and path.exists():
-                raise FileExistsError(errno.EEXIST, "another process has written it meanwhile", str(path))
-        try:
-            place.rename(complete)
-            break
-        except OSError:
-            if not complete.exists():
-                raise
-            # Another process has completed the same files meanwhile: its own go first.
     try:
+        while True:
+            _move_out(complete)
+            for path in paths:
+                if path.is_dir():
+                    raise IsADirectoryError(errno.EISDIR, "a folder is in the way", str(path))
+                if not replace and path.exists():
+                    raise FileExistsError(errno.EEXIST, "another process has written it meanwhile", str(path))
+            try:
+                place.rename(complete)
+                break
+            except OSError:
+                if not complete.exists():
+                    raise
+                # Another process has completed the same files meanwhile: its own go first.
         _move_out(complete)
-    except KeyboardInterrupt:  # from here on they are finished results
-        _move_out(complete)
+    except KeyboardInterrupt:
+        if not place.exists():  # from its renaming on they are finished results
+            _move_out(complete)
         raise
 
 

@@ -1,5 +1,6 @@
 """Staged files under kill -9 and under several processes. The processes are forked by a script that does not know jax."""
 
+import itertools
 import subprocess
 import sys
 import textwrap
@@ -76,6 +77,46 @@ def test_killed_at_every_step(tmp_path):
         """,
         tmp_path,
     )
+
+
+def test_interrupted_at_every_call(tmp_path):
+    """Ctrl-C where Python looks for signals, at the start of a function and after one of C: all is old or all is new."""
+    paths = [tmp_path / "a.png", tmp_path / "b.json"]
+
+    def write(text, limit=0):
+        count = 0
+
+        def interrupt(_, event, __):
+            nonlocal count
+            count += event != "return"
+            if count == limit:
+                raise KeyboardInterrupt
+
+        sys.setprofile(interrupt if limit else None)
+        try:
+            with staged(paths) as temporaries:
+                for temporary in temporaries:
+                    temporary.write_text(text)
+        finally:
+            sys.setprofile(None)
+
+    outcomes = set()
+    for limit in itertools.count(1):
+        write("old")
+        try:
+            write("new", limit)
+        except KeyboardInterrupt:
+            whole = False
+        else:
+            whole = True
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.json"], limit
+        found = {path.read_text() for path in paths}
+        assert found in ({"old"}, {"new"}), limit
+        outcomes |= found
+        if whole:
+            break
+    assert limit > 100, limit
+    assert outcomes == {"old", "new"}
 
 
 def test_processes_side_by_side(tmp_path):

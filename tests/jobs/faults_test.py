@@ -212,6 +212,18 @@ class TestSignals:
         assert not heard
         assert sys.unraisablehook == heard.append
 
+    def test_what_killed_workers_were_writing_is_removed(self, workplace, stub, cli):
+        def as_a_worker_dies():
+            place = workplace / "out" / ".0.jaxdeblur-part"
+            place.mkdir()
+            (place / "lock").touch()
+            (place / "00-b.png").touch()
+            signal.raise_signal(signal.SIGTERM)
+
+        stub[2] = as_a_worker_dies
+        assert cli("--image=*.png", "--output_dir=out")[0] == 143
+        assert results_in(workplace / "out") == ({"a": RESULTS}, [])
+
     def test_while_results_are_written(self, workplace, stub, cli, monkeypatch):
         monkeypatch.setattr(images, "write_report", lambda *_: signal.raise_signal(signal.SIGTERM))
         assert cli("--image=a.png")[0] == 143
