@@ -10,14 +10,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxdeblur.app.processes import Cancelled, Worker, WorkerFailed
-from jaxdeblur.config import SEARCH_PHASE
+from jaxdeblur.config import HIGHLIGHTS_PHASE, SEARCH_PHASE, WITHOUT_CLIPPED
 from jaxdeblur.errors import InputError, describe
 
 # More than this is not taken on: nobody would wait for it.
 _MOST_WAITING = 20
 _PHASES = {
     "kernel": "Estimating the blur",
-    "kernel without clipped pixels": "Estimating the blur again, without the highlights",
+    HIGHLIGHTS_PHASE: "Looking whether highlights mislead the estimate",
+    f"kernel {WITHOUT_CLIPPED}": "Estimating the blur again, without the highlights",
     "fit": "Fitting the deep prior",
     "final image": "Restoring the photograph",
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -36,6 +36,8 @@ _FINAL_THRESHOLD, _FINAL_ISLAND = 0.04, 0.05
 # Room left around the kernel when its support is drawn in, as a share of its extent.
 _MARGIN = 0.25
 _TIGHT_SHARES = (0.25, 0.35, 0.5, 0.7)
+# Square roots of the pixels of the reduced images by which a kernel is compared with guesses.
+_REDUCED_SIDES = (128, 180)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +144,7 @@ def _estimate(
 ) -> KernelEstimate:
     """The estimate on at most the given support, of which ``touches_border`` tells whether the best kernel needs all of it."""
     levels = kernel_l0.pyramid(blurry.shape, kernel_size)
-    judged_at = max((i for i, level in enumerate(levels) if math.prod(level.shape) <= config.guess_side**2), default=0)
+    judged_at = _last_within(levels, config.guess_side)
     total = len(levels) + 1
 
     def report(done: int) -> None:
@@ -150,7 +152,10 @@ def _estimate(
             progress(done, total)
 
     compile_side_by_side(_programs(levels, judged_at, config, measured is not None))
-    guesses = _guess(blurry, config, levels[: judged_at + 1], measured, report)
+    guesses: list[jax.Array] = []
+    for index, found in enumerate(_guess(blurry, config, levels[: judged_at + 1], measured)):
+        report(index)
+        guesses = found
     guesses = [guesses[index] for index in _distinct(guesses, range(len(guesses)))]
     whole = _Model.of(blurry, measured, config, noise_std, levels[judged_at])
     model = whole.informative(config.guess_window_side)
@@ -187,10 +192,10 @@ def _estimate(
         best = kernel
         report(index + 1)
 
-    found = _vary(model, _clean(best), support)
+    varied = _vary(model, _clean(best), support)
     report(total)
-    kernels = {name: np.asarray(_clean(_cut(kernel, shares[0]))) for name, (kernel, _) in found.items()}
-    judged = {name: value for name, (_, value) in found.items()}
+    kernels = {name: np.asarray(_clean(_cut(kernel, shares[0]))) for name, (kernel, _) in varied.items()}
+    judged = {name: value for name, (_, value) in varied.items()}
     return KernelEstimate(kernels, judged, tuple(scores), len(shares) == 1)
 
 
@@ -244,11 +249,66 @@ class _Attempt:
     thinness: float
 
 
-def _programs(
-    levels: Sequence[kernel_l0.Level], judged_at: int, config: InitialiserConfig, clipped: bool
-) -> list[tuple[jax.stages.Wrapped, dict[str, Any]]]:
+def lead_of_guesses(
+    blurry: np.ndarray,
+    kernel: np.ndarray,
+    config: InitialiserConfig,
+    *,
+    noise_std: float,
+    measured: np.ndarray | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> float:
+    """By how much guesses are likelier than a kernel, which tells whether another estimate may find a better one.
+
+    At each of two reduced sizes the kernel and all guesses are refined, and those before and after it are judged.
+
+    Args:
+      blurry: ``[H, W]`` in [0, 1].
+      kernel: ``[h, h]``, odd, non-negative, summing to one.
+      config: as of :func:`estimate_kernel`.
+      noise_std: of the image, in [0, 1] units.
+      measured: as there.
+      progress: called with (pyramid levels done, levels in all).
+
+    Returns:
+      The kernel's score less that of the likeliest guess, the mean over the sizes: negative if the kernel is the likeliest.
+    """
+    levels = kernel_l0.pyramid(blurry.shape, max(first_kernel_size(blurry.shape), kernel.shape[0]))
+    compared = sorted({_last_within(levels, side) for side in _REDUCED_SIDES})
+    levels = levels[: compared[-1] + 1]
+    clipped, whole = measured is not None, max(levels[-1].shape)
+    refined = [(levels[index], whole, config.guess_iterations) for index in compared]
+    judged = [(levels[index], whole, 1) for index in compared]
+    compile_side_by_side(_guess_programs(levels, config, clipped) + _model_programs(refined, judged, config, clipped))
+    leads = []
+    for index, guesses in enumerate(_guess(blurry, config, levels, measured)):
+        if progress is not None:
+            progress(index, len(levels))
+        if index not in compared:
+            continue
+        level = levels[index]
+        model, side = _Model.of(blurry, measured, config, noise_std, level), level.kernel_size
+        own = _resize_kernel(jnp.asarray(kernel), (side, side), scale=level.scale)
+        tried = [own, *(guesses[number] for number in _distinct(guesses, range(len(guesses))))]
+        attempts = [model.attempt(one, _support(side, 1.0)) for one in tried]
+        improved = [one for one, _ in model.refine(attempts, config.guess_iterations)]
+        scores = np.asarray(model.judge(tried + improved, config.judging_softness_std)).reshape(2, len(tried)).min(axis=0)
+        leads.append(float(scores[0] - scores[1:].min()))
+    return float(np.mean(leads))
+
+
+def _last_within(levels: Sequence[kernel_l0.Level], side: int) -> int:
+    """The finest level of no more than ``side²`` pixels; the coarsest if all have more."""
+    return max((i for i, level in enumerate(levels) if math.prod(level.shape) <= side**2), default=0)
+
+
+_Calls = list[tuple[jax.stages.Wrapped, dict[str, Any]]]
+# A level, the side of the window of it that is looked at, and how many iterations there; with none it is not looked at.
+_Look = tuple[kernel_l0.Level, int, int]
+
+
+def _programs(levels: Sequence[kernel_l0.Level], judged_at: int, config: InitialiserConfig, clipped: bool) -> _Calls:
     """The programs of an estimate, each with the shapes that it will be called with, and with any numbers."""
-    array: Callable[..., Any] = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
     judged, last = levels[judged_at], levels[-1]
     whole = max(judged.shape)
     refined = [(judged, config.guess_window_side, config.guess_iterations), (judged, whole, config.finalist_iterations)]
@@ -256,41 +316,52 @@ def _programs(
     refined += [(level, config.refine_side, config.fine_iterations) for level in levels[judged_at + 1 :]]
     refined += [(last, config.refine_side, config.vary_iterations)]
     compared = [(judged, whole, config.finalist_iterations), (last, config.refine_side, config.vary_iterations)]
+    guessed = _guess_programs(levels[: judged_at + 1], config, clipped)
+    return guessed + _model_programs(refined, compared, config, clipped)
 
-    def kernel_of(level: kernel_l0.Level) -> Any:
-        return array((level.kernel_size, level.kernel_size))
+
+_any_array: Callable[..., Any] = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+
+
+def _any_kernel(level: kernel_l0.Level) -> Any:
+    return _any_array((level.kernel_size, level.kernel_size))
+
+
+def _guess_programs(levels: Sequence[kernel_l0.Level], config: InitialiserConfig, clipped: bool) -> _Calls:
+    """Those that guess at some levels."""
+    calls: _Calls = []
+    for level in levels:
+        image = _any_array(level.shape)
+        guessed = _guess_calls(image, image if clipped else None, [_any_kernel(level)], _guess_settings(config)[:1], 0)
+        calls += [(kernel_l0.estimate_level, call) for call in guessed]
+    return calls
+
+
+def _model_programs(refined: Sequence[_Look], compared: Sequence[_Look], config: InitialiserConfig, clipped: bool) -> _Calls:
+    """Those that refine and that compare kernels; numbers are arguments, so that looks of one shape share a program."""
 
     def model(level: kernel_l0.Level, side: int) -> _Model:
-        image = array((min(side, level.shape[0]), min(side, level.shape[1])))
+        image = _any_array((min(side, level.shape[0]), min(side, level.shape[1])))
         noise = config.noise_variance
         return _Model(image, image if clipped else None, noise, config.first_noise_variance, level.scale, config)
 
-    calls: list[tuple[jax.stages.Wrapped, dict[str, Any]]] = []
-    for level in levels[: judged_at + 1]:
-        image = array(level.shape)
-        guessed = _guess_calls(image, image if clipped else None, [kernel_of(level)], _guess_settings(config)[:1], 0)
-        calls += [(kernel_l0.estimate_level, call) for call in guessed]
+    calls: _Calls = []
     for level, side, iterations in refined:
         if iterations:
-            improved, kernel = model(level, side), kernel_of(level)
+            improved, kernel = model(level, side), _any_kernel(level)
             attempts = [improved.attempt(kernel, kernel)]
             calls += [(variational.refine_kernel, call) for call in improved.refine_calls(attempts, iterations)]
     for level, side, iterations in compared:
         if iterations:
-            judged_calls = model(level, side).judge_calls([kernel_of(level)], config.judging_softness_std)
+            judged_calls = model(level, side).judge_calls([_any_kernel(level)], config.judging_softness_std)
             calls += [(variational.negative_log_evidence, call) for call in judged_calls]
-    # Numbers are arguments, so that looks of one shape share a program.
     return list({(program, call["blurry"].shape, call["kernel"].shape): (program, call) for program, call in calls}.values())
 
 
 def _guess(
-    blurry: np.ndarray,
-    config: InitialiserConfig,
-    levels: Sequence[kernel_l0.Level],
-    measured: np.ndarray | None,
-    report: Callable[[int], None],
-) -> list[jax.Array]:
-    """A guess under the L0 prior for every choice of settings that ``config`` asks for, on the last level's support."""
+    blurry: np.ndarray, config: InitialiserConfig, levels: Sequence[kernel_l0.Level], measured: np.ndarray | None
+) -> Iterator[list[jax.Array]]:
+    """At one level after the other, a guess under the L0 prior for every choice of settings that ``config`` asks for."""
     settings = _guess_settings(config)
     guesses = [kernel_l0.first_kernel(levels[0].kernel_size)] * len(settings)
     for index, level in enumerate(levels):
@@ -300,8 +371,7 @@ def _guess(
         image = _resize(blurry, level)
         calls = _guess_calls(image, _measured_at(measured, level), guesses, settings, index * config.level_iterations)
         guesses = run_side_by_side(kernel_l0.estimate_level, calls)
-        report(index)
-    return guesses
+        yield guesses
 
 
 def _guess_settings(config: InitialiserConfig) -> list[tuple[float, float, float, int]]:

@@ -27,18 +27,29 @@ from jaxdeblur.config.networks import (
     TeacherConfig,
     UNetConfig,
 )
-from jaxdeblur.config.run import COMPRESSED_NOISE_STD, FINALS, SEARCH_PHASE, SMALLEST_SIDE, Config, Final
+from jaxdeblur.config.run import (
+    COMPRESSED_NOISE_STD,
+    FINALS,
+    HIGHLIGHTS_PHASE,
+    SEARCH_PHASE,
+    SMALLEST_SIDE,
+    WITHOUT_CLIPPED,
+    Config,
+    Final,
+)
 from jaxdeblur.config.shake import BLURS, Blur, ShakeConfig
 
 __all__ = [
     "BLURS",
     "COMPRESSED_NOISE_STD",
     "FINALS",
+    "HIGHLIGHTS_PHASE",
     "LOSS_TERMS",
     "SEARCH_PHASE",
     "SMALLEST_SIDE",
     "SMOOTHNESS_RANGE",
     "TEACHER_TERMS",
+    "WITHOUT_CLIPPED",
     "Blur",
     "Config",
     "Final",

@@ -19,6 +19,9 @@ COMPRESSED_NOISE_STD = 0.005
 
 # How the names of a search's phases begin, by which those who watch it know that there is a result already.
 SEARCH_PHASE = "attempt"
+# The phase in which it is found out whether clipped pixels mislead the kernel, and what phase and kernels of an estimate
+# without those are called beside their usual names.
+HIGHLIGHTS_PHASE, WITHOUT_CLIPPED = "highlights", "without clipped pixels"
 
 # Images with fewer pixels a side are refused.
 SMALLEST_SIDE = 32

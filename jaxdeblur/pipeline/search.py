@@ -26,7 +26,7 @@ from jaxdeblur.presets import PRESETS
 _KEPT = 2
 # A light many times brighter than white shows every fault of a kernel so many times larger. With the image's own noise, kernels
 # that are too small explain it better.
-_NOISE_NEAR_HIGHLIGHTS = 0.02
+SMALLEST_NOISE_NEAR_HIGHLIGHTS = 0.02
 # Kernels of two attempts as similar as this are one and the same.
 AGREEMENT = 0.98
 
@@ -125,7 +125,7 @@ def judged(case: Case, kernels: Mapping[str, np.ndarray]) -> dict[str, float]:
     scene, window = case.scene, case.scene.window
     if case.measured is None:
         return judge(scene.grey[window], kernels, scene.initialiser, noise_std=scene.noise_std)
-    noise_std = max(scene.noise_std, _NOISE_NEAR_HIGHLIGHTS)
+    noise_std = max(scene.noise_std, SMALLEST_NOISE_NEAR_HIGHLIGHTS)
     return judge(scene.grey[window], kernels, scene.initialiser, noise_std=noise_std, measured=case.measured[window])
 
 

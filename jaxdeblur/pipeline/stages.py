@@ -13,11 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdeblur.classical import finish
-from jaxdeblur.classical.initialiser import KernelEstimate, estimate_kernel, first_kernel_size, informative_crop
+from jaxdeblur.classical.initialiser import (
+    KernelEstimate,
+    estimate_kernel,
+    first_kernel_size,
+    informative_crop,
+    lead_of_guesses,
+)
 from jaxdeblur.classical.noise import noise_std as estimate_noise_std
 from jaxdeblur.classical.saturated import highlights_are_unexplained
 from jaxdeblur.classical.shake import estimate_shake
-from jaxdeblur.config import Config, FitConfig, InitialiserConfig, KernelLogitsConfig
+from jaxdeblur.config import HIGHLIGHTS_PHASE, WITHOUT_CLIPPED, Config, FitConfig, InitialiserConfig, KernelLogitsConfig
 from jaxdeblur.errors import InputError
 from jaxdeblur.imaging.colour import grey, with_luma
 from jaxdeblur.imaging.input_checks import Region, check_image, check_kernel, check_kernel_fits, check_region
@@ -30,7 +36,7 @@ from jaxdeblur.optimise.loop import Problem, Progress, Snapshot, fit_batch
 from jaxdeblur.optimise.restarts import restart_warnings
 from jaxdeblur.pipeline.case import VARYING, Case, Clock, Photo, Scene, in_groups
 from jaxdeblur.pipeline.result import Candidate, Result, Shake, with_account
-from jaxdeblur.pipeline.search import Attempt, judged, put_in_order, search
+from jaxdeblur.pipeline.search import SMALLEST_NOISE_NEAR_HIGHLIGHTS, Attempt, judged, put_in_order, search
 from jaxdeblur.presets import PRESETS
 
 # A share of values far outside [0, 1] that no sound restoration should have; not calibrated yet.
@@ -42,7 +48,6 @@ _MOST_OF_A_KIND, _MOST_TRIED = 2, 4
 _CLIPPED_FROM, _CLIPPED_FROM_IN_GREY, _SMALLEST_CLIPPED_SHARE = 0.95, 0.85, 1e-4
 # With fewer pixels there is too little left for an estimate without the others.
 _LEAST_MEASURED_SHARE = 0.2
-_WITHOUT_CLIPPED = "without clipped pixels"
 # Enough to find the support's size for a deep prior that starts from scratch.
 _SIZE_ONLY = InitialiserConfig(
     support_shares=(1.0,),
@@ -211,7 +216,7 @@ def _estimate(case: Case, kernel_size: int | None, first_size: int | None, progr
         first_size=first_size,
         noise_std=scene.noise_std,
         measured=None if measured is None else measured[window],
-        progress=_phase(f"kernel {_WITHOUT_CLIPPED}" if case.without_clipped else "kernel", progress),
+        progress=_phase(f"kernel {WITHOUT_CLIPPED}" if case.without_clipped else "kernel", progress),
     )
 
 
@@ -234,14 +239,16 @@ def _leave_out_clipped(case: Case, progress: Progress | None) -> None:
     if measured[window].all() or measured[window].mean() < _LEAST_MEASURED_SHARE:
         return
     with case.clock("highlights"):
+        seen = window
         if scene.grey[window].shape != scene.grey.shape:
             # To restore all of a large image takes as long as its last step: the edges of the highlights tell.
-            window = _informative(0.5 * measured, window, scene.initialiser.refine_side)
-        if _explains(case, window, progress):
+            seen = _informative(0.5 * measured, window, scene.initialiser.refine_side)
+        plausible, explained = _looks(case, seen, progress)
+        if plausible and (explained or _holds_without_clipped(case, window, progress)):
             return
         case.without_clipped = True
         estimate = _estimate(case, scene.config.kernel_size, None, progress)
-        found = {f"{_WITHOUT_CLIPPED}: {name}": kernel for name, kernel in estimate.kernels.items()}
+        found = {f"{WITHOUT_CLIPPED}: {name}": kernel for name, kernel in estimate.kernels.items()}
         put_in_order(case, case.kernels | found)
     name, kernel = next(iter(case.kernels.items()))
     case.kernel_size = kernel.shape[0]
@@ -249,18 +256,35 @@ def _leave_out_clipped(case: Case, progress: Progress | None) -> None:
         case.warnings = _border_warnings(estimate)
 
 
-def _explains(case: Case, window: tuple[slice, slice], progress: Progress | None) -> bool:
-    """Whether the best kernel explains a window of the image, highlights and all; an image of all of it is kept."""
+def _looks(case: Case, window: tuple[slice, slice], progress: Progress | None) -> tuple[bool, bool]:
+    """Whether the best kernel's image of a window is plausible, and explains the highlights; one of the whole image is kept."""
     scene, (name, kernel) = case.scene, next(iter(case.kernels.items()))
     seen = dataclasses.replace(scene, blurry=scene.blurry[window], grey=scene.grey[window])
     restored, method = _restore(seen, kernel, progress)
     if seen.grey.shape == scene.grey.shape:
         case.restored = {name: (restored, method)}
     if finish.overshoot(restored, method) > _LARGEST_OVERSHOOT:
-        return False
+        return False, False
     if scene.config.final not in finish.METHODS:
-        return method != "saturated"  # the method was chosen by that
-    return not _highlights_are_unexplained(seen, restored, kernel)
+        return True, method != "saturated"  # the method was chosen by that
+    return True, not _highlights_are_unexplained(seen, restored, kernel)
+
+
+def _holds_without_clipped(case: Case, window: tuple[slice, slice], progress: Progress | None) -> bool:
+    """Whether the best kernel is likelier than all guesses at reduced sizes, when clipped pixels are left out of both.
+
+    Then another estimate, which takes ten times as long as this, comes to the same kernel.
+    """
+    scene, kernel = case.scene, next(iter(case.kernels.values()))
+    lead = lead_of_guesses(
+        scene.grey[window],
+        kernel,
+        scene.initialiser,
+        noise_std=max(scene.noise_std, SMALLEST_NOISE_NEAR_HIGHLIGHTS),
+        measured=None if scene.measured is None else scene.measured[window],
+        progress=_phase(HIGHLIGHTS_PHASE, progress),
+    )
+    return lead <= 0.0
 
 
 def _search(case: Case, time_budget: float | None, progress: Progress | None) -> None:

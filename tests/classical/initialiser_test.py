@@ -51,7 +51,7 @@ def test_patient_guesses_have_the_whole_support_and_their_own_ridge_and_iteratio
     monkeypatch.setattr(initialiser, "run_side_by_side", lambda program, calls: [program(**call) for call in calls])
     config = dataclasses.replace(QUICK, patient_weights=(6e-2, 3e-2), patient_ridge=20.0, patient_iterations=9)
     levels = initialiser.kernel_l0.pyramid((96, 96), 11)[:2]
-    assert len(initialiser._guess(scene().blurry, config, levels, None, lambda _: None)) == 4 + 2
+    assert [len(guesses) for guesses in initialiser._guess(scene().blurry, config, levels, None)] == [4 + 2] * 2
     for index, level in enumerate(levels):
         patient = given[index * 6 + 4 : index * 6 + 6]
         assert [(call["ridge"], call["iterations"]) for call in patient] == [(20.0, 9)] * 2
@@ -237,6 +237,27 @@ def test_every_program_is_compiled_before_the_first_call(guess_side, clipped, mo
     measured = np.ones_like(scene().blurry) if clipped else None
     initialiser.estimate_kernel(scene().blurry, config, kernel_size=11, noise_std=NOISE_STD, measured=measured)
     assert compiled == called
+    compiled.clear()
+    called.clear()
+    initialiser.lead_of_guesses(scene().blurry, scene().kernel, config, noise_std=NOISE_STD, measured=measured)
+    assert compiled == called
+
+
+def test_guesses_lead_a_wrong_kernel_and_not_the_right_one(monkeypatch):
+    monkeypatch.setattr(initialiser, "first_kernel_size", lambda _: 11)
+    known, done = scene(), []
+    none = np.pad(np.ones((1, 1), np.float32), known.kernel.shape[0] // 2)
+
+    def lead(kernel, measured):
+        return initialiser.lead_of_guesses(
+            known.blurry, kernel, QUICK, noise_std=NOISE_STD, measured=measured, progress=lambda *step: done.append(step)
+        )
+
+    for measured in (None, np.ones_like(known.blurry)):
+        assert lead(none, measured) > 0.1
+        assert lead(known.kernel, measured) < 0.02
+    assert done[0][0] == 0
+    assert all(step < total for step, total in done)
 
 
 @pytest.mark.slow

@@ -212,11 +212,17 @@ class TestHighlights:
         phases = []
         result = deblur(night, CLASSICAL, key=KEY, progress=lambda phase, *_: phases.append(phase))
         assert result.chosen == "without clipped pixels: classical kernel, saturated"
-        assert list(dict.fromkeys(phases)) == ["kernel", "final image", "kernel without clipped pixels"]
+        assert list(dict.fromkeys(phases)) == ["kernel", "final image", "highlights", "kernel without clipped pixels"]
         found = {candidate.name: kernel_similarity(candidate.kernel, scene().kernel) for candidate in result.candidates}
         assert found["without clipped pixels: classical"] > 0.9
         assert found["classical"] < found["without clipped pixels: classical"] - 0.1
         assert result.seconds["highlights"] > 0.0
+
+    def test_a_kernel_that_no_guess_leads_is_kept(self, night, monkeypatch):
+        monkeypatch.setattr(stages, "lead_of_guesses", lambda *_, **__: -0.01)
+        result = deblur(night, CLASSICAL, key=KEY)
+        assert [candidate.name for candidate in result.candidates] == ["classical"]
+        assert result.chosen == "classical kernel, saturated"
 
     @pytest.mark.slow
     def test_of_a_large_image_a_part_is_looked_at(self, night, monkeypatch):
