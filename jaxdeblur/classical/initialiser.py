@@ -100,6 +100,7 @@ def estimate_kernel(
     *,
     kernel_size: int | None = None,
     first_size: int | None = None,
+    start: np.ndarray | None = None,
     noise_std: float = 0.0,
     measured: np.ndarray | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -112,6 +113,7 @@ def estimate_kernel(
       kernel_size: odd side of the support, or None: it then starts from ``first_size``, grows for as long as mass touches its
         border, and is drawn in to what the kernel needs.
       first_size: odd, reduced to a third of the image; None for :func:`first_kernel_size`.
+      start: ``[h, h]``, odd, a kernel to refine in place of guesses; None for guesses.
       noise_std: of the image, in [0, 1] units.
       measured: ``[H, W]``, one where a pixel was measured and zero where it was clipped, which then says nothing about the
         kernel; None if all were measured.
@@ -121,8 +123,10 @@ def estimate_kernel(
       The estimate; the kernel's side is ``kernel_size`` if it was given.
     """
     size = kernel_size or min(first_size or first_kernel_size(blurry.shape), _largest_size(blurry.shape))
+    if kernel_size is None and start is not None:
+        size = max(size, start.shape[0])
     while True:
-        estimate = _estimate(blurry, config, size, noise_std, measured, progress)
+        estimate = _estimate(blurry, config, size, start, noise_std, measured, progress)
         touching = estimate.touches_border and _border_mass(estimate.kernel) > _BORDER_MASS
         larger = min(_odd(round(size * _GROWTH)), _largest_size(blurry.shape))
         kernels = estimate.kernels
@@ -138,6 +142,7 @@ def _estimate(
     blurry: np.ndarray,
     config: InitialiserConfig,
     kernel_size: int,
+    start: np.ndarray | None,
     noise_std: float,
     measured: np.ndarray | None,
     progress: Callable[[int, int], None] | None,
@@ -151,27 +156,13 @@ def _estimate(
         if progress is not None:
             progress(done, total)
 
-    compile_side_by_side(_programs(levels, judged_at, config, measured is not None))
-    guesses: list[jax.Array] = []
-    for index, found in enumerate(_guess(blurry, config, levels[: judged_at + 1], measured)):
-        report(index)
-        guesses = found
-    guesses = [guesses[index] for index in _distinct(guesses, range(len(guesses)))]
     whole = _Model.of(blurry, measured, config, noise_std, levels[judged_at])
-    model = whole.informative(config.guess_window_side)
-    full = _support(levels[judged_at].kernel_size, 1.0)
-    refined = model.refine([model.attempt(guess, full) for guess in guesses], config.guess_iterations)
-    scores = [judged for _, judged in refined]
-    if config.guess_iterations == 0 and len(guesses) > 1:
-        scores = model.judge(guesses, config.softness_stds[0])
-    compared = [kernel for kernel, _ in refined]
-    finalists = [compared[index] for index in _distinct(compared, np.argsort(scores))[: config.num_finalists]]
-
-    if len(finalists) > 1:
-        model = whole
-        attempts = [model.attempt(finalist, full) for finalist in finalists]
-        finalists = [kernel for kernel, _ in model.refine(attempts, config.finalist_iterations)]
-        finalists = [finalists[int(np.argmin(model.judge(finalists, config.judging_softness_std)))]]
+    compile_side_by_side(_programs(levels, judged_at, config, measured is not None, guesses=start is None))
+    scores: list[float] = []
+    if start is None:
+        finalists, scores = _finalists(blurry, config, levels[: judged_at + 1], whole, measured, report)
+    else:
+        finalists = [_on_level(start, levels[judged_at])]
     best = _clean(finalists[0])
     # Support that the kernel does not need fills with spurious kernel mass, which spoils the image.
     shares = _shares_that_hold(np.asarray(best))
@@ -197,6 +188,39 @@ def _estimate(
     kernels = {name: np.asarray(_clean(_cut(kernel, shares[0]))) for name, (kernel, _) in varied.items()}
     judged = {name: value for name, (_, value) in varied.items()}
     return KernelEstimate(kernels, judged, tuple(scores), len(shares) == 1)
+
+
+def _finalists(
+    blurry: np.ndarray,
+    config: InitialiserConfig,
+    levels: Sequence[kernel_l0.Level],
+    whole: _Model,
+    measured: np.ndarray | None,
+    report: Callable[[int], None],
+) -> tuple[list[jax.Array], list[float]]:
+    """The likeliest of the guesses on the last level, refined there, the best alone if there were several; and all scores."""
+    guesses: list[jax.Array] = []
+    for index, found in enumerate(_guess(blurry, config, levels, measured)):
+        report(index)
+        guesses = found
+    guesses = [guesses[index] for index in _distinct(guesses, range(len(guesses)))]
+    model = whole.informative(config.guess_window_side)
+    full = _support(levels[-1].kernel_size, 1.0)
+    refined = model.refine([model.attempt(guess, full) for guess in guesses], config.guess_iterations)
+    scores = [judged for _, judged in refined]
+    if config.guess_iterations == 0 and len(guesses) > 1:
+        scores = model.judge(guesses, config.softness_stds[0])
+    compared = [kernel for kernel, _ in refined]
+    finalists = [compared[index] for index in _distinct(compared, np.argsort(scores))[: config.num_finalists]]
+    if len(finalists) > 1:
+        attempts = [whole.attempt(finalist, full) for finalist in finalists]
+        finalists = [kernel for kernel, _ in whole.refine(attempts, config.finalist_iterations)]
+        finalists = [finalists[int(np.argmin(whole.judge(finalists, config.judging_softness_std)))]]
+    return finalists, scores
+
+
+def _on_level(kernel: np.ndarray, level: kernel_l0.Level) -> jax.Array:
+    return _resize_kernel(jnp.asarray(kernel), (level.kernel_size, level.kernel_size), scale=level.scale)
 
 
 def _distinct(kernels: Sequence[jax.Array], order: Iterable[int]) -> list[int]:
@@ -287,10 +311,9 @@ def lead_of_guesses(
         if index not in compared:
             continue
         level = levels[index]
-        model, side = _Model.of(blurry, measured, config, noise_std, level), level.kernel_size
-        own = _resize_kernel(jnp.asarray(kernel), (side, side), scale=level.scale)
-        tried = [own, *(guesses[number] for number in _distinct(guesses, range(len(guesses))))]
-        attempts = [model.attempt(one, _support(side, 1.0)) for one in tried]
+        model = _Model.of(blurry, measured, config, noise_std, level)
+        tried = [_on_level(kernel, level), *(guesses[number] for number in _distinct(guesses, range(len(guesses))))]
+        attempts = [model.attempt(one, _support(level.kernel_size, 1.0)) for one in tried]
         improved = [one for one, _ in model.refine(attempts, config.guess_iterations)]
         scores = np.asarray(model.judge(tried + improved, config.judging_softness_std)).reshape(2, len(tried)).min(axis=0)
         leads.append(float(scores[0] - scores[1:].min()))
@@ -307,16 +330,21 @@ _Calls = list[tuple[jax.stages.Wrapped, dict[str, Any]]]
 _Look = tuple[kernel_l0.Level, int, int]
 
 
-def _programs(levels: Sequence[kernel_l0.Level], judged_at: int, config: InitialiserConfig, clipped: bool) -> _Calls:
-    """The programs of an estimate, each with the shapes that it will be called with, and with any numbers."""
+def _programs(
+    levels: Sequence[kernel_l0.Level], judged_at: int, config: InitialiserConfig, clipped: bool, *, guesses: bool
+) -> _Calls:
+    """The programs of an estimate, with guesses or not, each with the shapes it will be called with, and with any numbers."""
     judged, last = levels[judged_at], levels[-1]
     whole = max(judged.shape)
-    refined = [(judged, config.guess_window_side, config.guess_iterations), (judged, whole, config.finalist_iterations)]
-    refined += [(judged, config.refine_side, config.refine_iterations)]
+    refined = [(judged, config.refine_side, config.refine_iterations)]
+    compared = [(last, config.refine_side, config.vary_iterations)]
+    guessed: _Calls = []
+    if guesses:
+        guessed = _guess_programs(levels[: judged_at + 1], config, clipped)
+        refined += [(judged, config.guess_window_side, config.guess_iterations), (judged, whole, config.finalist_iterations)]
+        compared += [(judged, whole, config.finalist_iterations)]
     refined += [(level, config.refine_side, config.fine_iterations) for level in levels[judged_at + 1 :]]
     refined += [(last, config.refine_side, config.vary_iterations)]
-    compared = [(judged, whole, config.finalist_iterations), (last, config.refine_side, config.vary_iterations)]
-    guessed = _guess_programs(levels[: judged_at + 1], config, clipped)
     return guessed + _model_programs(refined, compared, config, clipped)
 
 

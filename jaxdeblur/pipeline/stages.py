@@ -206,7 +206,14 @@ def _initialise(case: Case, teacher: Teacher | None, progress: Progress | None) 
                 case.surrogate = teacher_restoration(teacher, scene.blurry, case.teacher_kernel)
 
 
-def _estimate(case: Case, kernel_size: int | None, first_size: int | None, progress: Progress | None) -> KernelEstimate:
+def _estimate(
+    case: Case,
+    kernel_size: int | None,
+    first_size: int | None,
+    progress: Progress | None,
+    *,
+    start: np.ndarray | None = None,
+) -> KernelEstimate:
     scene, measured = case.scene, case.measured
     window = _informative(scene.grey, scene.part, scene.initialiser.image_side)
     return estimate_kernel(
@@ -214,6 +221,7 @@ def _estimate(case: Case, kernel_size: int | None, first_size: int | None, progr
         scene.initialiser,
         kernel_size=kernel_size,
         first_size=first_size,
+        start=start,
         noise_std=scene.noise_std,
         measured=None if measured is None else measured[window],
         progress=_phase(f"kernel {WITHOUT_CLIPPED}" if case.without_clipped else "kernel", progress),
@@ -244,10 +252,12 @@ def _leave_out_clipped(case: Case, progress: Progress | None) -> None:
             # To restore all of a large image takes as long as its last step: the edges of the highlights tell.
             seen = _informative(0.5 * measured, window, scene.initialiser.refine_side)
         plausible, explained = _looks(case, seen, progress)
-        if plausible and (explained or _holds_without_clipped(case, window, progress)):
+        if plausible and explained:
             return
+        leads = plausible and _leads_without_clipped(case, window, progress)
         case.without_clipped = True
-        estimate = _estimate(case, scene.config.kernel_size, None, progress)
+        start = next(iter(case.kernels.values())) if leads else None
+        estimate = _estimate(case, scene.config.kernel_size, None, progress, start=start)
         found = {f"{WITHOUT_CLIPPED}: {name}": kernel for name, kernel in estimate.kernels.items()}
         put_in_order(case, case.kernels | found)
     name, kernel = next(iter(case.kernels.items()))
@@ -270,10 +280,10 @@ def _looks(case: Case, window: tuple[slice, slice], progress: Progress | None) -
     return True, not _highlights_are_unexplained(seen, restored, kernel)
 
 
-def _holds_without_clipped(case: Case, window: tuple[slice, slice], progress: Progress | None) -> bool:
-    """Whether the best kernel is likelier than all guesses at reduced sizes, when clipped pixels are left out of both.
+def _leads_without_clipped(case: Case, window: tuple[slice, slice], progress: Progress | None) -> bool:
+    """Whether the best kernel is likelier than all guesses at reduced sizes, clipped pixels being left out of all.
 
-    Then another estimate, which takes ten times as long as this, comes to the same kernel.
+    Then guesses at full size, which take half of an estimate's time, find none that is better to begin with.
     """
     scene, kernel = case.scene, next(iter(case.kernels.values()))
     lead = lead_of_guesses(

@@ -3,6 +3,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.ndimage
 
 from jaxdeblur.classical import initialiser, kernel_l0, variational
 from jaxdeblur.evaluation.metrics import kernel_similarity
@@ -162,7 +163,7 @@ def test_an_unknown_size_grows_until_the_kernel_fits(monkeypatch):
     kernel[20, 8:33] = 1 / 25
     whole = True
 
-    def estimate(blurry, config, size, noise_std, measured, progress):
+    def estimate(blurry, config, size, start, noise_std, measured, progress):
         sizes.append(size)
         cut = kernel[20 - size // 2 : 21 + size // 2, 20 - size // 2 : 21 + size // 2]
         return initialiser.KernelEstimate({"classical": cut / cut.sum()}, {}, (), whole)
@@ -239,6 +240,11 @@ def test_every_program_is_compiled_before_the_first_call(guess_side, clipped, mo
     assert compiled == called
     compiled.clear()
     called.clear()
+    start = scene().kernel
+    initialiser.estimate_kernel(scene().blurry, config, kernel_size=11, start=start, noise_std=NOISE_STD, measured=measured)
+    assert compiled == called
+    compiled.clear()
+    called.clear()
     initialiser.lead_of_guesses(scene().blurry, scene().kernel, config, noise_std=NOISE_STD, measured=measured)
     assert compiled == called
 
@@ -258,6 +264,31 @@ def test_guesses_lead_a_wrong_kernel_and_not_the_right_one(monkeypatch):
         assert lead(known.kernel, measured) < 0.02
     assert done[0][0] == 0
     assert all(step < total for step, total in done)
+
+
+def test_a_kernel_to_start_from_takes_the_place_of_guesses(monkeypatch):
+    monkeypatch.setattr(initialiser, "_guess", None)
+    monkeypatch.setattr(initialiser, "first_kernel_size", lambda _: 11)
+    known = scene()
+    rough = scipy.ndimage.gaussian_filter(np.pad(known.kernel, 1), 0.8)
+    found = initialiser.estimate_kernel(known.blurry, QUICK, start=rough / rough.sum(), noise_std=NOISE_STD)
+    assert kernel_similarity(found.kernel, known.kernel) > kernel_similarity(rough, known.kernel) + 0.05
+    assert found.guess_scores == ()
+
+
+def test_a_kernel_to_start_from_has_room(monkeypatch):
+    given = []
+
+    def estimate(blurry, config, size, start, noise_std, measured, progress):
+        given.append((size, start.shape))
+        return initialiser.KernelEstimate({"classical": start}, {}, (), False)
+
+    monkeypatch.setattr(initialiser, "_estimate", estimate)
+    monkeypatch.setattr(initialiser, "first_kernel_size", lambda _: 11)
+    start = np.asarray(pad_kernel(jnp.asarray(scene().kernel), (27, 27)))
+    initialiser.estimate_kernel(scene().blurry, QUICK, start=start)
+    initialiser.estimate_kernel(scene().blurry, QUICK, start=scene().kernel)
+    assert given == [(27, (27, 27)), (11, scene().kernel.shape)]
 
 
 @pytest.mark.slow

@@ -218,11 +218,23 @@ class TestHighlights:
         assert found["classical"] < found["without clipped pixels: classical"] - 0.1
         assert result.seconds["highlights"] > 0.0
 
-    def test_a_kernel_that_no_guess_leads_is_kept(self, night, monkeypatch):
-        monkeypatch.setattr(stages, "lead_of_guesses", lambda *_, **__: -0.01)
-        result = deblur(night, CLASSICAL, key=KEY)
-        assert [candidate.name for candidate in result.candidates] == ["classical"]
-        assert result.chosen == "classical kernel, saturated"
+    @pytest.mark.parametrize("lead", [-0.01, 0.01])
+    def test_a_kernel_that_no_guess_leads_is_where_the_second_estimate_starts(self, night, monkeypatch, lead):
+        starts = []
+
+        def estimate(*arguments, start, original=stages.estimate_kernel, **named):
+            starts.append(start)
+            return original(*arguments, start=start, **named)
+
+        monkeypatch.setattr(stages, "estimate_kernel", estimate)
+        monkeypatch.setattr(stages, "lead_of_guesses", lambda *_, **__: lead)
+        found = {candidate.name: candidate.kernel for candidate in deblur(night, CLASSICAL, key=KEY).candidates}
+        assert set(found) == {"classical", "without clipped pixels: classical"}
+        assert starts[0] is None
+        if lead > 0.0:
+            assert starts[1] is None
+        else:
+            np.testing.assert_array_equal(starts[1], found["classical"])
 
     @pytest.mark.slow
     def test_of_a_large_image_a_part_is_looked_at(self, night, monkeypatch):
