@@ -153,7 +153,7 @@ def estimates(monkeypatch):
     """Stands in for the classical estimate: the first one finds a wrong kernel, the second the true one; tells of its calls."""
     calls = []
 
-    def estimate_kernel(blurry, config, *, kernel_size, first_size, noise_std, measured, progress):
+    def estimate_kernel(blurry, config, *, kernel_size, first_size, **_):
         calls.append((kernel_size, first_size))
         side = kernel_size or 11
         true = np.pad(scene().kernel, (side - 9) // 2)
