@@ -163,31 +163,29 @@ def _estimate(
         finalists, scores = _finalists(blurry, config, levels[: judged_at + 1], whole, measured, report)
     else:
         finalists = [_on_level(start, levels[judged_at])]
-    best = _clean(finalists[0])
-    # Support that the kernel does not need fills with spurious kernel mass, which spoils the image.
-    shares = _shares_that_hold(np.asarray(best))
+    candidates = [_Candidate.of(_clean(finalist)) for finalist in finalists]
     for index in range(judged_at, len(levels)):
         level = levels[index]
         model = _Model.of(blurry, measured, config, noise_std, level).informative(config.refine_side)
         if index > judged_at:
-            side = level.kernel_size
-            best = _resize_kernel(_clean(best), (side, side), scale=level.scale / levels[index - 1].scale)
+            for candidate in candidates:
+                candidate.resize(level, levels[index - 1])
         iterations = config.refine_iterations if index == judged_at else config.fine_iterations
-        while True:  # until the kernel does not reach the border of its support, or that is all there is
-            support = _support(level.kernel_size, shares[0])
-            ((kernel, _),) = model.refine([model.attempt(best, support)], iterations)
-            drawn_in = np.asarray(_clean(_cut(kernel, shares[0])))
-            if len(shares) == 1 or _border_mass(drawn_in, width=1) <= _BORDER_MASS:
-                break
-            shares.pop(0)
-        best = kernel
+        reaching = candidates
+        while reaching:  # until no kernel reaches the border of its support, or that is all there is
+            refined = model.refine([model.attempt(one.kernel, one.support) for one in reaching], iterations)
+            reaching = [one for one, (kernel, _) in zip(reaching, refined, strict=True) if not one.takes(kernel)]
         report(index + 1)
 
-    varied = _vary(model, _clean(best), support)
+    varied = [_vary(model, _clean(candidate.kernel), candidate.support) for candidate in candidates]
     report(total)
-    kernels = {name: np.asarray(_clean(_cut(kernel, shares[0]))) for name, (kernel, _) in varied.items()}
-    judged = {name: value for name, (_, value) in varied.items()}
-    return KernelEstimate(kernels, judged, tuple(scores), len(shares) == 1)
+    best = [next(score for _, score in found.values()) for found in varied]
+    likeliest = int(np.argmin(best))
+    chosen = likeliest if best[0] - best[likeliest] >= config.smallest_lead else 0
+    candidate, found = candidates[chosen], varied[chosen]
+    kernels = {name: np.asarray(_clean(candidate.cut(kernel))) for name, (kernel, _) in found.items()}
+    judged = {name: value for name, (_, value) in found.items()}
+    return KernelEstimate(kernels, judged, tuple(scores), len(candidate.shares) == 1)
 
 
 def _finalists(
@@ -198,7 +196,7 @@ def _finalists(
     measured: np.ndarray | None,
     report: Callable[[int], None],
 ) -> tuple[list[jax.Array], list[float]]:
-    """The likeliest of the guesses on the last level, refined there, the best alone if there were several; and all scores."""
+    """The likeliest of the guesses on the last level, refined there, the best first; and the scores of all guesses."""
     guesses: list[jax.Array] = []
     for index, found in enumerate(_guess(blurry, config, levels, measured)):
         report(index)
@@ -215,7 +213,8 @@ def _finalists(
     if len(finalists) > 1:
         attempts = [whole.attempt(finalist, full) for finalist in finalists]
         finalists = [kernel for kernel, _ in whole.refine(attempts, config.finalist_iterations)]
-        finalists = [finalists[int(np.argmin(whole.judge(finalists, config.judging_softness_std)))]]
+        order = np.argsort(whole.judge(finalists, config.judging_softness_std), kind="stable")
+        finalists = [finalists[index] for index in _distinct(finalists, order)[: config.num_refined]]
     return finalists, scores
 
 
@@ -254,6 +253,48 @@ def _vary(model: _Model, best: jax.Array, support: jax.Array) -> dict[str, tuple
     thinnesses = [dataclasses.replace(attempt, kernel=kernel, thinness=thinness) for thinness in config.thinnesses]
     found += varied(thinnesses, [f"{name}, thinness {thinness:g}" for thinness in config.thinnesses])
     return {name: (kernel, value) for value, name, kernel, _ in sorted(found, key=lambda one: one[0])}
+
+
+@dataclasses.dataclass(eq=False)
+class _Candidate:
+    """A kernel on its way to the full size.
+
+    Attributes:
+      kernel: ``[h, h]``, on the level that it has come to.
+      shares: of the support there that it may still have, the smallest first. Support that a kernel does not need fills with
+        spurious mass, which spoils the image.
+    """
+
+    kernel: jax.Array
+    shares: list[float]
+
+    @classmethod
+    def of(cls, kernel: jax.Array) -> _Candidate:
+        """One without faint parts, which say nothing about the support."""
+        return cls(kernel, _shares_that_hold(np.asarray(kernel)))
+
+    @property
+    def support(self) -> jax.Array:
+        """``[h, h]``, one where the kernel may have mass."""
+        return _support(self.kernel.shape[0], self.shares[0])
+
+    def cut(self, kernel: jax.Array) -> jax.Array:
+        """The part of a kernel on that support."""
+        return _cut(kernel, self.shares[0])
+
+    def resize(self, level: kernel_l0.Level, last: kernel_l0.Level) -> None:
+        """Goes from one level to a finer one."""
+        side = level.kernel_size
+        self.kernel = _resize_kernel(_clean(self.kernel), (side, side), scale=level.scale / last.scale)
+
+    def takes(self, refined: jax.Array) -> bool:
+        """Whether it becomes that kernel; one that reaches the border of its support gives more support instead."""
+        drawn_in = np.asarray(_clean(self.cut(refined)))
+        if len(self.shares) > 1 and _border_mass(drawn_in, width=1) > _BORDER_MASS:
+            self.shares.pop(0)
+            return False
+        self.kernel = refined
+        return True
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -27,9 +27,12 @@ class InitialiserConfig:
       patient_iterations: alternations per level of these guesses; they start each level with the weight of the others.
       guess_iterations: variational iterations given to every guess before it is judged.
       num_finalists: distinct guesses that remain after that, at most.
-      finalist_iterations: variational iterations given to each of them before the best is chosen.
-      refine_iterations: variational iterations given to the best one there.
-      fine_iterations: variational iterations given to it at each finer level.
+      finalist_iterations: variational iterations given to each of them before they are compared.
+      num_refined: distinct finalists, the likeliest, that are then refined up to the full size.
+      smallest_lead: by how much another of these must lead there, in :func:`jaxdeblur.classical.judge.score`, to be taken in
+        place of the one that was the likeliest before.
+      refine_iterations: variational iterations given to each of these there.
+      fine_iterations: variational iterations given to them at each finer level.
       noise_variance: of the gradients in the variational model, in squared [0, 1] units, where its annealing ends: the image's
         own or, for images with less noise, this.
       first_noise_variance: where the annealing begins for those; for others in proportion.
@@ -58,6 +61,8 @@ class InitialiserConfig:
     guess_iterations: int = 20
     num_finalists: int = 4
     finalist_iterations: int = 60
+    num_refined: int = 1
+    smallest_lead: float = 0.01
     refine_iterations: int = 100
     fine_iterations: int = 40
     noise_variance: float = 1e-6
@@ -83,7 +88,10 @@ class InitialiserConfig:
         )
         require(min(self.kernel_ridge, self.patient_ridge) >= 0, "initialiser: ridges must not be negative")
         require(min(self.thinness, self.judging_thinness) >= 0, "initialiser: thinness must not be negative")
+        require(self.smallest_lead >= 0, "initialiser: smallest_lead must not be negative")
         require(self.num_finalists >= 1, "initialiser: num_finalists must be 1 or more")
+        require(self.num_refined >= 1, "initialiser: num_refined must be 1 or more")
+        require(self.num_refined == 1 or self.vary_iterations > 0, "initialiser: num_refined above 1 needs vary_iterations")
         require(
             min(self.level_iterations, self.patient_iterations) >= 1,
             "initialiser: level_iterations and patient_iterations must be 1 or more",

@@ -87,6 +87,41 @@ def test_the_likeliest_guesses_are_refined_and_the_likeliest_of_those_is_kept(mo
     np.testing.assert_array_equal(result.kernel, initialiser._clean(initialiser._clean(found[5])))
 
 
+@pytest.mark.parametrize(("last", "chosen"), [((0.0, 1.0), 0), ((1.0, 0.8), 1), ((1.0, 0.95), 0)])
+def test_several_finalists_are_refined_up_to_the_full_size_where_another_may_come_to_lead(last, chosen, monkeypatch):
+    """The first of them is ahead on the level where guesses are compared, and stays so if the other's lead is small."""
+    evidences = iter([0.0, 1.0, *last])
+    found = []
+    refine = initialiser.variational.refine_kernel
+
+    def spy(**call):
+        found.append((call["kernel"], refine(**call)[0]))
+        return found[-1][1], float(len(found))
+
+    monkeypatch.setattr(initialiser, "run_side_by_side", lambda program, calls: [program(**call) for call in calls])
+    monkeypatch.setattr(initialiser, "compile_side_by_side", lambda calls: None)
+    monkeypatch.setattr(initialiser.variational, "negative_log_evidence", lambda **_: next(evidences))
+    monkeypatch.setattr(initialiser.variational, "refine_kernel", spy)
+    monkeypatch.setattr(initialiser, "_SAME", 2.0)  # no two kernels are
+    config = dataclasses.replace(
+        QUICK,
+        num_refined=2,
+        smallest_lead=0.1,
+        vary_iterations=20,
+        thinnesses=(),
+        support_shares=(1.0,),
+        judging_thinness=0.0,
+    )
+    result = initialiser.estimate_kernel(scene().blurry, config, kernel_size=11, noise_std=NOISE_STD)
+    # Two guesses, two finalists, and these two refined and varied.
+    finalists, refined, varied = found[2:4], found[4:6], found[6:]
+    assert len(varied) == 2
+    for (_, finalist), (start, kernel), (end, _) in zip(finalists, refined, varied, strict=True):
+        np.testing.assert_array_equal(start, initialiser._clean(finalist))
+        np.testing.assert_array_equal(end, initialiser._clean(kernel))
+    np.testing.assert_array_equal(result.kernel, initialiser._clean(initialiser._clean(varied[chosen][1])))
+
+
 @pytest.mark.parametrize("lowest", range(4))
 def test_the_kernel_is_refined_with_each_softness_then_with_each_thinness(lowest, monkeypatch):
     """Scores choose the softness that thinnesses are tried with, and the kernel in the end."""
