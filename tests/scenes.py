@@ -19,6 +19,7 @@ QUICK = InitialiserConfig(
     guess_iterations=20,
     num_finalists=2,
     finalist_iterations=20,
+    num_refined=1,
     refine_iterations=20,
     fine_iterations=20,
     softness_stds=(0.4,),

@@ -175,13 +175,14 @@ def _estimate(
         while reaching:  # until no kernel reaches the border of its support, or that is all there is
             refined = model.refine([model.attempt(one.kernel, one.support) for one in reaching], iterations)
             reaching = [one for one, (kernel, _) in zip(reaching, refined, strict=True) if not one.takes(kernel)]
+        if index == judged_at and len(candidates) > config.num_fine:
+            judged_there = model.judge([_clean(candidate.kernel) for candidate in candidates], config.judging_softness_std)
+            candidates = [candidates[number] for number in _ranked(judged_there, config)[: config.num_fine]]
         report(index + 1)
 
     varied = [_vary(model, _clean(candidate.kernel), candidate.support) for candidate in candidates]
     report(total)
-    best = [next(score for _, score in found.values()) for found in varied]
-    likeliest = int(np.argmin(best))
-    chosen = likeliest if best[0] - best[likeliest] >= config.smallest_lead else 0
+    chosen = _ranked([next(value for _, value in found.values()) for found in varied], config)[0]
     candidate, found = candidates[chosen], varied[chosen]
     kernels = {name: np.asarray(_clean(candidate.cut(kernel))) for name, (kernel, _) in found.items()}
     judged = {name: value for name, (_, value) in found.items()}
@@ -216,6 +217,11 @@ def _finalists(
         order = np.argsort(whole.judge(finalists, config.judging_softness_std), kind="stable")
         finalists = [finalists[index] for index in _distinct(finalists, order)[: config.num_refined]]
     return finalists, scores
+
+
+def _ranked(scores: Sequence[float], config: InitialiserConfig) -> list[int]:
+    """The numbers of finalists, the likeliest first; the first one has ``smallest_lead`` in hand: small leads mean nothing."""
+    return [int(number) for number in np.argsort([scores[0] - config.smallest_lead, *scores[1:]], kind="stable")]
 
 
 def _on_level(kernel: np.ndarray, level: kernel_l0.Level) -> jax.Array:

@@ -28,11 +28,12 @@ class InitialiserConfig:
       guess_iterations: variational iterations given to every guess before it is judged.
       num_finalists: distinct guesses that remain after that, at most.
       finalist_iterations: variational iterations given to each of them before they are compared.
-      num_refined: distinct finalists, the likeliest, that are then refined up to the full size.
-      smallest_lead: by how much another of these must lead there, in :func:`jaxdeblur.classical.judge.score`, to be taken in
-        place of the one that was the likeliest before.
-      refine_iterations: variational iterations given to each of these there.
-      fine_iterations: variational iterations given to them at each finer level.
+      num_refined: distinct finalists, the likeliest, that are refined there.
+      num_fine: of these, how many are then refined up to the full size.
+      smallest_lead: by how much another finalist must come to lead the one that was the likeliest at first, in
+        :func:`jaxdeblur.classical.judge.score`, to be taken in its place.
+      refine_iterations: variational iterations given to each of the refined ones.
+      fine_iterations: variational iterations given at each finer level.
       noise_variance: of the gradients in the variational model, in squared [0, 1] units, where its annealing ends: the image's
         own or, for images with less noise, this.
       first_noise_variance: where the annealing begins for those; for others in proportion.
@@ -61,7 +62,8 @@ class InitialiserConfig:
     guess_iterations: int = 20
     num_finalists: int = 4
     finalist_iterations: int = 60
-    num_refined: int = 1
+    num_refined: int = 2
+    num_fine: int = 1
     smallest_lead: float = 0.01
     refine_iterations: int = 100
     fine_iterations: int = 40
@@ -90,8 +92,8 @@ class InitialiserConfig:
         require(min(self.thinness, self.judging_thinness) >= 0, "initialiser: thinness must not be negative")
         require(self.smallest_lead >= 0, "initialiser: smallest_lead must not be negative")
         require(self.num_finalists >= 1, "initialiser: num_finalists must be 1 or more")
-        require(self.num_refined >= 1, "initialiser: num_refined must be 1 or more")
-        require(self.num_refined == 1 or self.vary_iterations > 0, "initialiser: num_refined above 1 needs vary_iterations")
+        require(min(self.num_refined, self.num_fine) >= 1, "initialiser: num_refined and num_fine must be 1 or more")
+        require(self.num_fine == 1 or self.vary_iterations > 0, "initialiser: num_fine above 1 needs vary_iterations")
         require(
             min(self.level_iterations, self.patient_iterations) >= 1,
             "initialiser: level_iterations and patient_iterations must be 1 or more",

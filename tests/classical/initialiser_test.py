@@ -87,10 +87,11 @@ def test_the_likeliest_guesses_are_refined_and_the_likeliest_of_those_is_kept(mo
     np.testing.assert_array_equal(result.kernel, initialiser._clean(initialiser._clean(found[5])))
 
 
+@pytest.mark.parametrize("num_fine", [1, 2])
 @pytest.mark.parametrize(("last", "chosen"), [((0.0, 1.0), 0), ((1.0, 0.8), 1), ((1.0, 0.95), 0)])
-def test_several_finalists_are_refined_up_to_the_full_size_where_another_may_come_to_lead(last, chosen, monkeypatch):
-    """The first of them is ahead on the level where guesses are compared, and stays so if the other's lead is small."""
-    evidences = iter([0.0, 1.0, *last])
+def test_finalists_are_refined_and_another_may_come_to_lead(num_fine, last, chosen, monkeypatch):
+    """The first is ahead to begin with, and stays so if the other's lead is small: there, or when both have been varied."""
+    evidences = iter([0.0, 1.0, *last, 0.0] if num_fine == 1 else [0.0, 1.0, *last])
     found = []
     refine = initialiser.variational.refine_kernel
 
@@ -106,6 +107,7 @@ def test_several_finalists_are_refined_up_to_the_full_size_where_another_may_com
     config = dataclasses.replace(
         QUICK,
         num_refined=2,
+        num_fine=num_fine,
         smallest_lead=0.1,
         vary_iterations=20,
         thinnesses=(),
@@ -113,13 +115,15 @@ def test_several_finalists_are_refined_up_to_the_full_size_where_another_may_com
         judging_thinness=0.0,
     )
     result = initialiser.estimate_kernel(scene().blurry, config, kernel_size=11, noise_std=NOISE_STD)
-    # Two guesses, two finalists, and these two refined and varied.
+    # Two guesses, two finalists, these two refined, and one or both of them varied.
     finalists, refined, varied = found[2:4], found[4:6], found[6:]
-    assert len(varied) == 2
-    for (_, finalist), (start, kernel), (end, _) in zip(finalists, refined, varied, strict=True):
+    assert len(varied) == num_fine
+    for (_, finalist), (start, _) in zip(finalists, refined, strict=True):
         np.testing.assert_array_equal(start, initialiser._clean(finalist))
+    for (_, kernel), (end, _) in zip(refined if num_fine == 2 else [refined[chosen]], varied, strict=True):
         np.testing.assert_array_equal(end, initialiser._clean(kernel))
-    np.testing.assert_array_equal(result.kernel, initialiser._clean(initialiser._clean(varied[chosen][1])))
+    best = varied[chosen if num_fine == 2 else 0][1]
+    np.testing.assert_array_equal(result.kernel, initialiser._clean(initialiser._clean(best)))
 
 
 @pytest.mark.parametrize("lowest", range(4))
