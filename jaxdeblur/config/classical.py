@@ -46,6 +46,8 @@ class InitialiserConfig:
       judging_thinness: the same where kernels are compared.
       thinnesses: weights tried in its place after the softnesses, from the best of their kernels.
       vary_iterations: variational iterations given to the kernel of full size with each softness and with each thinness.
+      kernel_width_stds: least and largest standard deviation in pixels of the Gaussian by which the kernel is widened before an
+        image is restored with it, see :mod:`jaxdeblur.classical.width`; zeros for none.
       guess_side: guesses are told apart on a level of the pyramid of at most about this many pixels a side.
       guess_window_side: there, on an informative crop of at most so many pixels a side.
       refine_side: on finer levels the kernel is refined on an informative crop of at most this many pixels a side.
@@ -75,6 +77,7 @@ class InitialiserConfig:
     judging_thinness: float = 1e-3
     thinnesses: tuple[float, ...] = (0.0, 3e-3)
     vary_iterations: int = 30
+    kernel_width_stds: tuple[float, float] = (0.45, 0.6)
     guess_side: int = 300
     guess_window_side: int = 192
     refine_side: int = 512
@@ -102,6 +105,8 @@ class InitialiserConfig:
             0 < self.noise_variance <= self.first_noise_variance,
             "initialiser: noise_variance must be positive and at most first_noise_variance",
         )
+        least, most = self.kernel_width_stds
+        require(0 <= least <= most, "initialiser: kernel_width_stds must be two numbers, 0 <= least <= most")
         require(min(self.guess_side, self.refine_side, self.image_side) >= 64, "initialiser: sides must be 64 pixels or more")
 
 

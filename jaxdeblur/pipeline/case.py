@@ -11,12 +11,15 @@ import jax
 import numpy as np
 
 from jaxdeblur.classical.shake import ShakeEstimate
+from jaxdeblur.classical.width import widened
 from jaxdeblur.config import Config, InitialiserConfig
 from jaxdeblur.imaging.input_checks import Region
 from jaxdeblur.optimise.loop import FitResult, Snapshot
 
-# The name of the candidate whose kernel varies over the image.
-VARYING = "varying"
+# Names of candidates that are no classical estimates of one kernel: that of the caller, of the deep prior, of a camera that
+# turns (interpolated between shifts, which widens it), and of no blur.
+GIVEN, DEEP_PRIOR, VARYING, NO_BLUR = "given", "deep prior", "varying", "none"
+_OF_OTHER_KINDS = frozenset((GIVEN, DEEP_PRIOR, VARYING, NO_BLUR))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,7 +79,8 @@ class Case:
       photo: as given.
       scene: what is seen.
       clock: its seconds.
-      kernels: the candidates so far, by name: ``[h, w]``, or ``[rows, columns, h, w]`` where the blur varies.
+      kernels: the candidates so far, by name, as they are found and judged: ``[h, w]``, or ``[rows, columns, h, w]`` where the
+        blur varies.
       scores: of those that have been judged together already.
       kernel_size: side of the support; None as long as nothing has said so.
       surrogate: what the pre-trained network makes of the image, shaped as it, if that does not depend on the fit.
@@ -116,15 +120,22 @@ class Case:
         whole = config.final == "generator" or config.num_posterior_samples > 0
         return (slice(None), slice(None)) if whole else self.scene.window
 
+    def restoring_kernel(self, name: str) -> np.ndarray:
+        """A candidate as images are restored with it: wider than it was found, if it is a classical estimate."""
+        kernel, source = self.kernels[name], name.rpartition(": ")[2]
+        if source in _OF_OTHER_KINDS:
+            return kernel
+        return widened(kernel, self.scene.initialiser, noise_std=self.scene.noise_std)
+
     @property
     def known_kernel(self) -> np.ndarray | None:
         """The kernel of a fit that seeks the image alone; one that varies is not refined further."""
         fit = self.scene.config.fit
         if VARYING in self.kernels:
             return self.kernels[VARYING]
-        if fit is not None and fit.kernel_generator is None and "given" not in self.kernels:
-            return next(iter(self.kernels.values()))
-        return self.kernels.get("given")
+        if fit is not None and fit.kernel_generator is None and GIVEN not in self.kernels:
+            return self.restoring_kernel(next(iter(self.kernels)))
+        return self.kernels.get(GIVEN)
 
     @property
     def kernel_shape(self) -> tuple[int, int]:

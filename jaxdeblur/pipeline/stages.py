@@ -34,7 +34,7 @@ from jaxdeblur.operators.filter_flow import kernels_of_part
 from jaxdeblur.operators.kernels import centre_kernel, pad_kernel
 from jaxdeblur.optimise.loop import Problem, Progress, Snapshot, fit_batch
 from jaxdeblur.optimise.restarts import restart_warnings
-from jaxdeblur.pipeline.case import VARYING, Case, Clock, Photo, Scene, in_groups
+from jaxdeblur.pipeline.case import DEEP_PRIOR, GIVEN, NO_BLUR, VARYING, Case, Clock, Photo, Scene, in_groups
 from jaxdeblur.pipeline.result import Candidate, Result, Shake, with_account
 from jaxdeblur.pipeline.search import SMALLEST_NOISE_NEAR_HIGHLIGHTS, Attempt, judged, put_in_order, search
 from jaxdeblur.presets import PRESETS
@@ -141,7 +141,7 @@ def deblur_batch(
     cases = [_observe(photo, config) for photo in photos]
     for case in cases:
         _initialise(case, teacher, progress)
-        if case.kernels and "given" not in case.kernels:
+        if case.kernels and GIVEN not in case.kernels:
             _leave_out_clipped(case, progress)
             if time_budget is not None or config.more_attempts:
                 _search(case, time_budget, progress)
@@ -168,7 +168,7 @@ def _observe(photo: Photo, config: Config) -> Case:
         window = _informative(luma, part, initialiser.refine_side)
         measured = _measured(blurry)
         scene = Scene(blurry, luma, noise, measured, part, window, initialiser, config)
-        kernels = {} if photo.kernel is None else {"given": check_kernel(photo.kernel, luma.shape)}
+        kernels = {} if photo.kernel is None else {GIVEN: check_kernel(photo.kernel, luma.shape)}
     return Case(photo, scene, clock, kernels, config.kernel_size)
 
 
@@ -201,7 +201,7 @@ def _initialise(case: Case, teacher: Teacher | None, progress: Progress | None) 
     if config.teacher is not None and teacher is not None:
         with case.clock("teacher"):
             if teacher.needs_kernel and config.teacher.kernel_source == "classical":
-                case.teacher_kernel = next(iter(case.kernels.values()))
+                case.teacher_kernel = case.restoring_kernel(next(iter(case.kernels)))
             if case.teacher_kernel is not None or not teacher.needs_kernel:
                 case.surrogate = teacher_restoration(teacher, scene.blurry, case.teacher_kernel)
 
@@ -268,7 +268,8 @@ def _leave_out_clipped(case: Case, progress: Progress | None) -> None:
 
 def _looks(case: Case, window: tuple[slice, slice], progress: Progress | None) -> tuple[bool, bool]:
     """Whether the best kernel's image of a window is plausible, and explains the highlights; one of the whole image is kept."""
-    scene, (name, kernel) = case.scene, next(iter(case.kernels.items()))
+    scene, name = case.scene, next(iter(case.kernels))
+    kernel = case.restoring_kernel(name)
     seen = dataclasses.replace(scene, blurry=scene.blurry[window], grey=scene.grey[window])
     restored, method = _restore(seen, kernel, progress)
     if seen.grey.shape == scene.grey.shape:
@@ -326,7 +327,7 @@ def _attempt(case: Case, attempt: Attempt, progress: Progress) -> dict[str, np.n
         before = next(iter(case.kernels.values()))
         case.kernel_size = before.shape[0]
         _optimise([case], attempt.fit, None, progress, None)
-        return {"deep prior": case.kernels.pop("deep prior")}
+        return {DEEP_PRIOR: case.kernels.pop(DEEP_PRIOR)}
     usual = size or first_kernel_size(scene.grey[scene.part].shape)
     support = 2 * round(attempt.support_share * usual / 2) + 1
     if size is None:
@@ -339,9 +340,9 @@ def _attempt(case: Case, attempt: Attempt, progress: Progress) -> dict[str, np.n
 
 def _is_plausible(case: Case, progress: Progress | None) -> bool:
     """Whether the best kernel gives a plausible image, which is kept for the last step."""
-    name, kernel = next(iter(case.kernels.items()))
+    name = next(iter(case.kernels))
     if name not in case.restored:
-        case.restored = {name: _restore(case.scene, kernel, progress)}
+        case.restored = {name: _restore(case.scene, case.restoring_kernel(name), progress)}
     return finish.overshoot(*case.restored[name]) <= _LARGEST_OVERSHOOT
 
 
@@ -404,14 +405,14 @@ def _optimise(
         case.fitted = fitted
         case.warnings += restart_warnings(fitted.statuses)
         if case.known_kernel is None:
-            case.kernels["deep prior"] = np.asarray(centre_kernel(jnp.asarray(fitted.kernel), subpixel=False))
+            case.kernels[DEEP_PRIOR] = np.asarray(centre_kernel(jnp.asarray(fitted.kernel), subpixel=False))
 
 
 def _finish(case: Case, progress: Progress | None) -> Result:
     """Chooses among the kernels and makes the final image."""
     scene, kernels, config = case.scene, case.kernels, case.scene.config
     if not kernels:
-        kernels["none"] = np.pad(np.ones((1, 1), np.float32), 1)
+        kernels[NO_BLUR] = np.pad(np.ones((1, 1), np.float32), 1)
         case.warnings.append("this network finds no kernel; the one that is written is that of no blur")
 
     with case.clock("judge"):
@@ -428,10 +429,11 @@ def _finish(case: Case, progress: Progress | None) -> Result:
             restored = case.surrogate
         else:
             name, chosen, restored = _deconvolve(case, scores, progress)
+    restoring = {label: case.restoring_kernel(label) for label in kernels}
     result = Result(
         restored=finish.blend(scene.blurry, np.clip(restored, 0.0, 1.0).astype(np.float32), config.nonblind.amount),
-        kernel=kernels[name],
-        candidates=tuple(Candidate(label, scores[label], label == name, kernels[label]) for label in kernels),
+        kernel=restoring[name],
+        candidates=tuple(Candidate(label, scores[label], label == name, restoring[label]) for label in kernels),
         chosen=chosen,
         history={},
         seconds=case.clock.seconds,
@@ -454,13 +456,13 @@ def _deconvolve(case: Case, scores: Mapping[str, float], progress: Progress | No
     scene, kernels = case.scene, case.kernels
     order = sorted(kernels, key=lambda name: (name != VARYING, scores[name]))
     for name in _worth_trying(order):
-        restored, method = case.restored.get(name) or _restore(scene, kernels[name], progress)
+        restored, method = case.restored.get(name) or _restore(scene, case.restoring_kernel(name), progress)
         plausible = finish.overshoot(restored, method) <= _LARGEST_OVERSHOOT
-        if plausible or "given" in kernels:
+        if plausible or GIVEN in kernels:
             break
     if VARYING in kernels and name != VARYING:
         case.warnings.append("kernels that vary over the image give no plausible image, so one kernel was used")
-    if not plausible and "given" in kernels:
+    if not plausible and GIVEN in kernels:
         case.warnings.append(
             "the result is far brighter or darker than an image can be in many places; the kernel may be wrong"
         )
@@ -471,7 +473,7 @@ def _deconvolve(case: Case, scores: Mapping[str, float], progress: Progress | No
         return order[0], "input", scene.blurry
     # Where the method was chosen here, these were looked at already.
     asked = scene.config.final in finish.METHODS
-    if asked and method != "saturated" and _highlights_are_unexplained(scene, restored, kernels[name]):
+    if asked and method != "saturated" and _highlights_are_unexplained(scene, restored, case.restoring_kernel(name)):
         case.warnings.append(
             "the restored image does not explain the saturated highlights; --final=saturated may restore them better"
         )

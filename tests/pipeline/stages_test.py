@@ -11,6 +11,7 @@ from PIL import Image
 
 from jaxdeblur import InputError, deblur
 from jaxdeblur.classical import finish, initialiser
+from jaxdeblur.classical.width import widened
 from jaxdeblur.config import (
     Config,
     FitConfig,
@@ -72,6 +73,12 @@ class TestBlind:
         assert result.noise_std == pytest.approx(NOISE_STD, rel=0.5)
         assert {phase for phase, *_ in calls} == {"kernel", "final image"}
         assert all(0 <= done <= total for _, done, total, _ in calls)
+
+    def test_it_is_restored_with_a_kernel_wider_than_the_estimate(self, blind):
+        estimate = initialiser.estimate_kernel(scene().blurry, QUICK, kernel_size=11, noise_std=blind[0].noise_std)
+        np.testing.assert_array_equal(blind[0].kernel, widened(estimate.kernel, QUICK, noise_std=blind[0].noise_std))
+        known = deblur(scene().blurry, CLASSICAL, key=KEY, kernel=estimate.kernel)
+        np.testing.assert_array_equal(known.kernel, estimate.kernel)  # a given one is taken at its word
 
     def test_the_same_call_gives_the_same_bytes(self, blind):
         again = deblur(scene().blurry, CLASSICAL, key=KEY)
@@ -228,13 +235,14 @@ class TestHighlights:
 
         monkeypatch.setattr(stages, "estimate_kernel", estimate)
         monkeypatch.setattr(stages, "lead_of_guesses", lambda *_, **__: lead)
-        found = {candidate.name: candidate.kernel for candidate in deblur(night, CLASSICAL, key=KEY).candidates}
+        result = deblur(night, CLASSICAL, key=KEY)
+        found = {candidate.name: candidate.kernel for candidate in result.candidates}
         assert set(found) == {"classical", "without clipped pixels: classical"}
         assert starts[0] is None
         if lead > 0.0:
             assert starts[1] is None
         else:
-            np.testing.assert_array_equal(starts[1], found["classical"])
+            np.testing.assert_array_equal(widened(starts[1], QUICK, noise_std=result.noise_std), found["classical"])
 
     @pytest.mark.slow
     def test_of_a_large_image_a_part_is_looked_at(self, night, monkeypatch):
