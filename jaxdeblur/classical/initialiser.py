@@ -32,7 +32,7 @@ _LARGEST_CLIPPED_SHARE = 0.01
 # Cosine of two kernels from which they count as one.
 _SAME = 0.95
 # What the refined kernel still holds below this share of its peak, and islands below that mass, is noise.
-_FINAL_THRESHOLD, _FINAL_ISLAND = 0.04, 0.05
+_FINAL_THRESHOLD, _FINAL_ISLAND = 0.02, 0.05
 # Room left around the kernel when its support is drawn in, as a share of its extent.
 _MARGIN = 0.25
 _TIGHT_SHARES = (0.25, 0.35, 0.5, 0.7)
