@@ -1,10 +1,10 @@
 """How wide an estimated kernel is made before an image is restored with it.
 
-Estimates come out too thin. The prior on kernels and the marginal likelihood both prefer a trace of single pixels with gaps
-(on Lai's images one pixel wide where the true one has three), and a kernel that is too thin costs more than one that is as
-much too wide. The mean over what an image leaves possible is wider than the likeliest kernel, the more so the less the image
-says of each of the kernel's pixels: where there is much noise, and where the trace is long and each of its pixels faint. So
-an estimate is blurred by a Gaussian whose width grows with both. How much was measured: BUILD.md.
+Estimates come out too thin: the prior on kernels and the marginal likelihood both prefer a trace of single pixels with gaps
+(on Lai's images one pixel wide where the true one has three). The mean of the kernels that an image leaves possible is wider
+than the likeliest one, the more so the less the image says of each of their pixels: where there is much noise, and where the
+trace is long and each of its pixels faint. So an estimate is blurred by a Gaussian whose width grows with both. What this is
+worth was measured, see BUILD.md.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import scipy.ndimage
 
 from jaxdeblur.config import InitialiserConfig
 
-# Noise and extent, in [0, 1] units and pixels, from which on a kernel is made as wide as any; and from which extent on wider.
+# The noise, in [0, 1] units, from which on a kernel is widened by the most, and the extents in pixels from which on by more
+# than the least and by the most.
 _MUCH_NOISE = 0.01
 _SHORT, _LONG = 15, 40
 
