@@ -14,6 +14,10 @@ Cohen, Curless: "Single image deblurring using motion density functions", ECCV 2
 https://doi.org/10.1007/978-3-642-15549-9_13, seek a density over all shifts and angles. Tried, that stayed where it started:
 the image's posterior explains any kernel too well.
 
+Where the blur varies, the kernel that is estimated for the whole image is often like none that it has, and nothing leads from
+it to the right ones. So estimates from windows begin too (:mod:`jaxdeblur.classical.windows`), each as the kernel of its
+window's middle, and the likeliest, once each has found its turn, go on.
+
 All are found by marginal likelihood, see :mod:`jaxdeblur.classical.variational`: the image is cut into patches within which the
 kernel hardly varies, each has its own sharp image and variances, and F is summed over them. The polynomial and 1/f² descend the
 minimum of F over images itself, because alternation would hardly move them; w follows by alternation.
@@ -25,6 +29,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import chex
 import jax
@@ -33,9 +38,9 @@ import numpy as np
 import scipy.optimize
 
 from jaxdeblur.classical import variational as vb
-from jaxdeblur.classical.compiled import reproducible_jit, side_by_side
-from jaxdeblur.classical.initialiser import informative_crop
+from jaxdeblur.classical.compiled import compile_side_by_side, reproducible_jit, side_by_side
 from jaxdeblur.classical.kernel_l0 import drop_faint, drop_islands
+from jaxdeblur.classical.windows import cut_windows, local_kernels
 from jaxdeblur.config import InitialiserConfig, ShakeConfig
 from jaxdeblur.operators import blur
 from jaxdeblur.operators.filter_flow import patch_middles
@@ -48,6 +53,10 @@ _FAINT, _ISLAND = 0.04, 0.05
 # Beside the support, as a share of it: kernels off the middle are as much wider.
 _TURN_ROOM = 0.2
 _MOST_NODES = 20
+# Sides of windows, in extents of the kernel of the whole image, at least.
+_ROOM_IN_WINDOWS = 5
+# In F per pixel at the first scale, by the rounds there: with less a kernel is taken to full size as it began.
+_LITTLE_GAINED = 0.02
 # Image steps after which F is taken.
 _SETTLING = 10
 # Of perspective, at the corners: that of a lens of 20 mm before a frame of 36 x 24.
@@ -251,6 +260,8 @@ class Turning:
       reach: of the kernel in pixels: a shift of this is one to the monomials.
       corner: how many pixels the image's corner is from its middle.
       perspective: by which share of a shift towards a corner that corner moves further than the middle.
+      origin: rows and columns in pixels from the image's middle to the place whose kernel w is. Turning about another place
+        differs by a shift of w alone.
     """
 
     kernel: np.ndarray
@@ -258,6 +269,7 @@ class Turning:
     reach: float
     corner: float
     perspective: float = 0.0
+    origin: tuple[float, float] = (0.0, 0.0)
 
     def basis(self, degree: int) -> np.ndarray:
         """``[n, h, h]``: the angles in radians that coefficients of one stand for.
@@ -304,6 +316,7 @@ class Turning:
             coefficients=self.coefficients * scale,
             reach=self.reach * scale,
             corner=self.corner * scale,
+            origin=(self.origin[0] * scale, self.origin[1] * scale),
         )
 
     def cleaned(self) -> Turning:
@@ -314,13 +327,15 @@ class Turning:
     def field(self, shape: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
         """``[*grid, h', h']``: the kernels, each summing to one, in the middles of the equal parts of an image of ``shape``."""
         # Room for what the turn moves beyond the support, and for the kernel to be put in the middle.
-        turn = np.abs(self.angles[self.kernel > 0.0]).max() * self.corner
-        room = math.ceil(turn + self.perspective * len(self.kernel) / 2) + 1
+        farthest = self.corner + math.hypot(*self.origin)
+        turn = np.abs(self.angles[self.kernel > 0.0]).max() * farthest
+        room = math.ceil(turn + self.perspective * farthest / self.corner * len(self.kernel) / 2) + 1
         kernel, angles = np.pad(self.kernel, room), np.pad(self.angles, room)
         shift = np.round(np.asarray(centring_shift(jnp.asarray(kernel), subpixel=False))).astype(int)
         kernel, angles = (np.roll(array, shift, (0, 1)) for array in (kernel, angles))
         middles = [patch_middles(n, count) - (n - 1) / 2 for n, count in zip(shape, grid, strict=True)]
-        positions = jnp.asarray(np.stack(np.meshgrid(*middles, indexing="ij"), axis=-1).reshape(-1, 2), jnp.float32)
+        places = np.stack(np.meshgrid(*middles, indexing="ij"), axis=-1).reshape(-1, 2)
+        positions = jnp.asarray(places - np.array(self.origin), jnp.float32)
         kernels = _clean_kernels(jnp.asarray(kernel), jnp.asarray(angles), self.inverse_square_of_focal_length, positions)
         return _tight(np.asarray(kernels).reshape(*grid, *kernel.shape))
 
@@ -377,35 +392,40 @@ def estimate_shake(
       The estimate.
     """
     reduced = min(1.0, config.largest_side / max(blurry.shape))
-    scales = [share * reduced for share in config.scales]
+    image, corner = _reduced(blurry, reduced), reduced * math.hypot(*blurry.shape) / 2
+    starts = _starts(image, _reduced_kernel(kernel, reduced), corner, config, initialiser, noise_std, progress)
     levels = {
-        scale: _Level.of(blurry, scale, share, kernel, config, initialiser, noise_std, softness_std)
-        for scale, share in zip(scales, config.scales, strict=True)
+        share: _Level.of(
+            _reduced(image, share), share, share * reduced, starts[0].kernel, config, initialiser, noise_std, softness_std
+        )
+        for share in config.scales
     }
     rounds = [
-        _Round(levels[scale], degree, descents, iterations)
-        for scale, degree, descents, iterations in zip(scales, config.degrees, config.descents, config.iterations, strict=True)
+        _Round(levels[share], degree, descents, iterations)
+        for share, degree, descents, iterations in zip(
+            config.scales, config.degrees, config.descents, config.iterations, strict=True
+        )
     ]
+    compile_side_by_side([program for one in rounds for program in one.programs])
     coarse = [one for one in rounds if one.level is rounds[0].level]
-    start = Turning(kernel, np.zeros(0), _reach(kernel), math.hypot(*blurry.shape) / 2)
-    done = itertools.count(1)
+    fine = rounds[len(coarse) :]
+    done = itertools.count(len(starts))
 
-    def chain(found: Turning, rounds: Sequence[_Round], last: float, *, turns: bool) -> Turning:
-        for one in rounds:
-            found, last = found.resized(one.level.size, one.level.scale / last), one.level.scale
-            if turns:
-                found = one.level.descended(found.of_degree(one.degree), one.descents)
-            found = one.level.refined(found, one.iterations).cleaned()
-            if turns and progress is not None:
-                progress(next(done), len(config.scales))
-        return found
+    def report() -> None:
+        if progress is not None:
+            progress(next(done), len(starts) - 1 + len(rounds))
 
-    varying, uniform = side_by_side(lambda turns: chain(start, coarse, 1.0, turns=turns), (True, False))
-    gain = rounds[0].level.evidence(uniform) - rounds[0].level.evidence(varying)
+    start, varying = _coarse(starts, coarse, config.num_starts, report)
+    level = coarse[0].level
+    still = level.fitted(starts[0])
+    for one in coarse:
+        still = one.refined(still)
+    gain = level.evidence(still) - level.evidence(varying)
     if gain <= least_gain:
         return ShakeEstimate(None, gain, math.degrees(varying.roll_std))
-    varying = chain(varying, rounds[len(coarse) :], rounds[0].level.scale, turns=True)
-    scale = rounds[-1].level.scale
+    if fine:
+        varying = _fine(start, varying, coarse[-1], fine, report)
+    scale = rounds[-1].level.share * reduced
     if scale < 1.0:
         varying = varying.resized(_odd(math.ceil(len(varying.kernel) / scale)), 1.0 / scale)
     # Parts smaller than their kernels cost much and say little.
@@ -413,6 +433,76 @@ def estimate_shake(
     rows, columns = (max(1, round(n / spacing)) for n in blurry.shape)
     field = varying.field((blurry.shape[0], blurry.shape[1]), (rows, columns))
     return ShakeEstimate(field, gain, math.degrees(varying.roll_std))
+
+
+def _starts(
+    image: np.ndarray,
+    kernel: np.ndarray,
+    corner: float,
+    config: ShakeConfig,
+    initialiser: InitialiserConfig,
+    noise_std: float,
+    progress: Callable[[int, int], None] | None,
+) -> list[Turning]:
+    """Kernels to begin with, on one support, none of them turning yet: that of the whole image, then those of windows."""
+    side = max(config.window_side, _ROOM_IN_WINDOWS * _extent(kernel))
+    found = local_kernels(
+        image,
+        initialiser,
+        side=side,
+        most=config.num_windows,
+        noise_std=noise_std,
+        progress=progress and (lambda done, total: progress(done, total + len(config.scales))),
+    )
+    kernels = [(kernel, (0.0, 0.0)), *((one.kernel, (float(one.middle[0]), float(one.middle[1]))) for one in found)]
+    extent = max(_extent(kernel) for kernel, _ in kernels)
+    starts = []
+    for kernel, origin in kernels:
+        held = np.asarray(vb.in_the_middle(jnp.asarray(kernel), (extent, extent)))
+        starts.append(Turning(held, np.zeros(0), _reach(held), corner, origin=origin))
+    return starts
+
+
+def _coarse(
+    starts: Sequence[Turning], rounds: Sequence[_Round], num_starts: int, report: Callable[[], None]
+) -> tuple[Turning, Turning]:
+    """The start that leads to the likeliest estimate of some that a first descent finds most promising, and that estimate."""
+    first, level = rounds[0], rounds[0].level
+    tried = list(side_by_side(lambda start: first.descended(level.fitted(start)), starts))
+    order = [int(number) for number in np.argsort([level.evidence(found) for found in tried], kind="stable")[:num_starts]]
+
+    def refined(number: int) -> Turning:
+        found = tried[number]
+        for one in rounds:
+            found = one.refined(found if one is first else one.descended(found))
+            if number == order[0]:
+                report()
+        return found
+
+    found = list(side_by_side(refined, order))
+    best = int(np.argmin([level.evidence(one) for one in found]))
+    return starts[order[best]], found[best]
+
+
+def _fine(start: Turning, varying: Turning, last: _Round, rounds: Sequence[_Round], report: Callable[[], None]) -> Turning:
+    """Takes an estimate to larger scales: with the kernel that it began with, if that has gained little since.
+
+    The reduced kernel has lost what the first one holds of small things. At full size F tells the two apart no more: it prefers
+    kernels of single pixels with gaps, as they are found there.
+    """
+    level = last.level
+    kept = last.descended(dataclasses.replace(varying, kernel=level.fitted(start).kernel))
+    keeps = level.evidence(kept) - level.evidence(varying) <= _LITTLE_GAINED
+    found = kept if keeps else varying
+    for one in rounds:
+        found = one.level.fitted(found, share=level.share)
+        if keeps:
+            # The angles too: with a kernel that was found at that scale F is smooth enough in them.
+            kernel = one.level.fitted(start).kernel if level is last.level else found.kernel
+            found = one.descended(dataclasses.replace(found, kernel=kernel))
+        found, level = one.refined(found), one.level
+        report()
+    return found
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -424,13 +514,31 @@ class _Round:
     descents: int
     iterations: int
 
+    def descended(self, turning: Turning) -> Turning:
+        """With other angles."""
+        return self.level.descended(turning.of_degree(self.degree), self.descents)
+
+    def refined(self, turning: Turning) -> Turning:
+        """With another kernel, cleaned."""
+        return self.level.refined(turning, self.iterations).cleaned()
+
+    @property
+    def programs(self) -> list[tuple[jax.stages.Wrapped, dict[str, Any]]]:
+        """That of its descents and that of its refinements, with arguments of their shapes."""
+        size, count = self.level.size, (self.degree + 1) * (self.degree + 2) // 2 - 1
+        turning = Turning(np.ones((size, size), np.float32), np.zeros(count), 1.0, 1.0)
+        return [
+            (evidence_and_slope, self.level.evidence_arguments(turning)),
+            (refine_turning, self.level.refining_arguments(turning, 1)),
+        ]
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Level:
     """The variational model of an image at one scale.
 
     Attributes:
-      scale: of the image, as a share of its full size.
+      share: of the size at which the estimate ends, which this is.
       size: side of the kernel's support there.
       support: ``[size, size]``, one where the kernel may have mass.
       patches: ``[P, H, W]``.
@@ -441,7 +549,7 @@ class _Level:
       thinness: weight of the prior on w.
     """
 
-    scale: float
+    share: float
     size: int
     support: jax.Array
     patches: jax.Array
@@ -454,26 +562,22 @@ class _Level:
     @classmethod
     def of(
         cls,
-        blurry: np.ndarray,
-        scale: float,
+        image: np.ndarray,
         share: float,
+        scale: float,
         kernel: np.ndarray,
         config: ShakeConfig,
         initialiser: InitialiserConfig,
         noise_std: float,
         softness_std: float,
     ) -> _Level:
-        shape = (round(blurry.shape[0] * scale), round(blurry.shape[1] * scale))
-        image = blurry
-        if shape != blurry.shape:
-            image = np.asarray(jax.image.resize(jnp.asarray(blurry), shape, "linear", antialias=True))
-        inner = _odd(math.ceil(kernel.shape[0] * scale * _ROOM))
+        inner = _odd(math.ceil(kernel.shape[0] * share * _ROOM))
         # Beside the support there is room for what turns move out of it.
         size = inner + 2 * math.ceil(_TURN_ROOM * inner)
-        patches, positions = _cut_patches(image, max(round(config.patch_side * share), 2 * inner), config.num_patches)
+        patches, positions = cut_windows(image, max(round(config.patch_side * share), 2 * inner), config.num_patches)
         noise = vb.noise_variance(noise_std, smallest=initialiser.noise_variance)
         return cls(
-            scale,
+            share,
             size,
             pad_kernel(jnp.ones((inner, inner)), (size, size)),
             jnp.asarray(patches),
@@ -484,22 +588,29 @@ class _Level:
             initialiser.thinness,
         )
 
+    def fitted(self, turning: Turning, *, share: float = 1.0) -> Turning:
+        """One of a level of ``share`` at this scale, on this support."""
+        return turning.resized(self.size, self.share / share)
+
     def refined(self, turning: Turning, iterations: int) -> Turning:
         """With another w, the angles being kept."""
-        kernel = refine_turning(
-            self.patches,
-            jnp.asarray(turning.kernel),
-            jnp.asarray(turning.angles),
-            turning.inverse_square_of_focal_length,
-            self.positions,
-            support=self.support,
-            iterations=iterations,
-            noise_variance=self.noise_variance,
-            first_noise_variance=self.first_noise_variance,
-            image_softness_std=self.softness_std,
-            thinness=self.thinness,
-        )
-        return dataclasses.replace(turning, kernel=np.asarray(kernel))
+        return dataclasses.replace(turning, kernel=np.asarray(refine_turning(**self.refining_arguments(turning, iterations))))
+
+    def refining_arguments(self, turning: Turning, iterations: int) -> dict[str, Any]:
+        """Those of :func:`refine_turning`."""
+        return {
+            "patches": self.patches,
+            "kernel": jnp.asarray(turning.kernel),
+            "angles": jnp.asarray(turning.angles),
+            "perspective": turning.inverse_square_of_focal_length,
+            "positions": self.positions - jnp.asarray(turning.origin, jnp.float32),
+            "support": self.support,
+            "iterations": iterations,
+            "noise_variance": self.noise_variance,
+            "first_noise_variance": self.first_noise_variance,
+            "image_softness_std": self.softness_std,
+            "thinness": self.thinness,
+        }
 
     def descended(self, turning: Turning, descents: int) -> Turning:
         """With other coefficients and another perspective, w being kept: by L-BFGS."""
@@ -525,16 +636,20 @@ class _Level:
         return float(self._evidence_and_slope(turning.of_degree(max(1, _degree(len(turning.coefficients)))))[0])
 
     def _evidence_and_slope(self, turning: Turning) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        return evidence_and_slope(
-            self.patches,
-            jnp.asarray(turning.kernel),
-            jnp.asarray(turning.coefficients, jnp.float32),
-            jnp.asarray(turning.inverse_square_of_focal_length, jnp.float32),
-            jnp.asarray(turning.basis(_degree(len(turning.coefficients)))),
-            self.positions,
-            noise_variance=self.noise_variance,
-            image_softness_std=self.softness_std,
-        )
+        return evidence_and_slope(**self.evidence_arguments(turning))
+
+    def evidence_arguments(self, turning: Turning) -> dict[str, Any]:
+        """Those of :func:`evidence_and_slope`."""
+        return {
+            "patches": self.patches,
+            "kernel": jnp.asarray(turning.kernel),
+            "coefficients": jnp.asarray(turning.coefficients, jnp.float32),
+            "perspective": jnp.asarray(turning.inverse_square_of_focal_length, jnp.float32),
+            "basis": jnp.asarray(turning.basis(_degree(len(turning.coefficients)))),
+            "positions": self.positions - jnp.asarray(turning.origin, jnp.float32),
+            "noise_variance": self.noise_variance,
+            "image_softness_std": self.softness_std,
+        }
 
 
 def _degree(count: int) -> int:
@@ -548,33 +663,19 @@ def _reach(kernel: np.ndarray) -> float:
     return max(1.0, float(np.abs(places - np.array(kernel.shape) // 2).max()))
 
 
-def _cut_patches(image: np.ndarray, side: int, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Patches that cover an image or, where more than ``most`` were needed, the most informative ones of equal parts.
+def _reduced(image: np.ndarray, scale: float) -> np.ndarray:
+    shape = (round(image.shape[0] * scale), round(image.shape[1] * scale))
+    return image if shape == image.shape else np.asarray(jax.image.resize(jnp.asarray(image), shape, "linear", antialias=True))
 
-    Args:
-      image: ``[H, W]``.
-      side: of the patches in pixels; the image's own where that is less.
-      most: patches.
 
-    Returns:
-      ``[P, side, side]``, and where their middles are: ``[P, 2]`` float32, in pixels from the image's middle.
-    """
-    side = min(side, *image.shape)
-    counts = [max(1, math.ceil(n / side - 0.25)) for n in image.shape]
-    while math.prod(counts) > most:
-        counts[int(np.argmax(counts))] -= 1
-    patches, positions = [], []
-    for index in itertools.product(*(range(count) for count in counts)):
-        parts = []
-        for n, count, number in zip(image.shape, counts, index, strict=True):
-            length = max(math.ceil(n / count), side)
-            start = round(number * (n - length) / max(count - 1, 1))
-            parts.append(slice(start, start + length))
-        within = informative_crop(image[parts[0], parts[1]], side)
-        rows, columns = (slice(part.start + own.start, part.start + own.stop) for part, own in zip(parts, within, strict=True))
-        patches.append(image[rows, columns])
-        positions.append([(s.start + s.stop - n) / 2 for s, n in zip((rows, columns), image.shape, strict=True)])
-    return np.stack(patches), np.asarray(positions, np.float32)
+def _reduced_kernel(kernel: np.ndarray, scale: float) -> np.ndarray:
+    size = _odd(math.ceil(len(kernel) * scale))
+    return kernel if scale == 1.0 else np.asarray(resize_kernel(jnp.asarray(kernel), (size, size), scale=scale))
+
+
+def _extent(kernel: np.ndarray) -> int:
+    """Side of the smallest odd support about the centre that holds a kernel."""
+    return 1 + 2 * max(1, int(np.abs(np.argwhere(kernel > 0.0) - len(kernel) // 2).max()))
 
 
 def _tight(kernels: np.ndarray) -> np.ndarray:

@@ -21,11 +21,15 @@ class ShakeConfig:
     Attributes:
       scales: of the image in each round, as shares of its size.
       degrees: of the polynomial that the angle is of the shift.
-      descents: steps by which its coefficients and the perspective descend the negative log evidence, at most; at full size,
-        where that is rough, none.
+      descents: steps by which its coefficients and the perspective descend the negative log evidence, at most.
       iterations: variational ones by which the kernel is refined thereafter.
       patch_side: of the patches that are looked at, in pixels at full size, or twice the kernel's side if that is more.
       num_patches: at most so many of them.
+      window_side: of the windows in which kernels to begin with are estimated, in pixels, or five times the kernel's side if
+        that is more.
+      num_windows: at most so many of them; with 0 only the kernel of the whole image begins.
+      num_starts: of all kernels to begin with, how many go through the rounds, those that explain the image best after the
+        first descent.
       largest_side: images larger than this are reduced to it for the estimate.
       node_spacing: pixels, or more for large images, between the middles of the parts of the image with a kernel each.
       smallest_gain: by how much the varying model must lower the negative log evidence per pixel for ``auto`` to take it.
@@ -33,10 +37,13 @@ class ShakeConfig:
 
     scales: tuple[float, ...] = (0.5, 0.5, 0.5, 0.5, 1.0)
     degrees: tuple[int, ...] = (1, 1, 2, 2, 2)
-    descents: tuple[int, ...] = (8, 6, 8, 6, 0)
+    descents: tuple[int, ...] = (8, 6, 8, 6, 6)
     iterations: tuple[int, ...] = (30, 30, 30, 30, 60)
     patch_side: int = 128
     num_patches: int = 24
+    window_side: int = 192
+    num_windows: int = 6
+    num_starts: int = 3
     largest_side: int = 1024
     node_spacing: int = 80
     smallest_gain: float = 0.03
@@ -51,4 +58,6 @@ class ShakeConfig:
         )
         require(min(self.descents) >= 0 and min(self.iterations) >= 0, "shake: descents and iterations must be 0 or more")
         require(self.patch_side >= 32 and self.num_patches >= 1, "shake: give at least one patch, of 32 pixels or more a side")
+        require(self.window_side >= 64, "shake: window_side must be 64 pixels or more")
+        require(self.num_windows >= 0 and self.num_starts >= 1, "shake: num_windows must not be negative, num_starts 1 or more")
         require(self.largest_side >= 128 and self.node_spacing >= 16, "shake: largest_side or node_spacing is too small")

@@ -1,0 +1,99 @@
+"""Windows of an image, and a kernel estimated in each of them.
+
+Where the blur varies, one kernel for the whole image is often like none of those that it has. Within a window that is not much
+larger than the kernels it hardly varies, and there an estimate finds it, if the window has edges enough.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from jaxdeblur.classical.initialiser import estimate_kernel, informative_crop
+from jaxdeblur.config import InitialiserConfig
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LocalKernel:
+    """A kernel, ``[h, h]``, and the middle of the window that it was found in, rows and columns in pixels from the image's."""
+
+    kernel: np.ndarray
+    middle: np.ndarray
+
+
+def cut_windows(image: np.ndarray, side: int, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Windows that cover an image or, where more than ``most`` were needed, the most informative ones of equal parts.
+
+    Args:
+      image: ``[H, W]``.
+      side: of the windows in pixels; the image's shorter one where that is less.
+      most: windows.
+
+    Returns:
+      ``[P, side, side]``, and where their middles are: ``[P, 2]`` float32, in pixels from the image's middle.
+    """
+    side = min(side, *image.shape)
+    counts = [max(1, math.ceil(n / side - 0.25)) for n in image.shape]
+    while math.prod(counts) > most:
+        counts[int(np.argmax(counts))] -= 1
+    windows, middles = [], []
+    for index in itertools.product(*(range(count) for count in counts)):
+        parts = []
+        for n, count, number in zip(image.shape, counts, index, strict=True):
+            length = max(math.ceil(n / count), side)
+            start = round(number * (n - length) / max(count - 1, 1))
+            parts.append(slice(start, start + length))
+        within = informative_crop(image[parts[0], parts[1]], side)
+        rows, columns = (slice(part.start + own.start, part.start + own.stop) for part, own in zip(parts, within, strict=True))
+        windows.append(image[rows, columns])
+        middles.append([(s.start + s.stop - n) / 2 for s, n in zip((rows, columns), image.shape, strict=True)])
+    return np.stack(windows), np.asarray(middles, np.float32)
+
+
+def local_kernels(
+    blurry: np.ndarray,
+    config: InitialiserConfig,
+    *,
+    side: int,
+    most: int,
+    noise_std: float,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[LocalKernel]:
+    """Estimates a kernel in each of some windows of a grey image.
+
+    By :func:`~jaxdeblur.classical.initialiser.estimate_kernel`, without variation of softness and thinness, and with two thirds
+    of the iterations.
+
+    Args:
+      blurry: ``[H, W]`` in [0, 1].
+      config: of the estimates.
+      side: of the windows, in pixels.
+      most: windows.
+      noise_std: of the image, in [0, 1] units.
+      progress: called with (windows done, windows in all).
+
+    Returns:
+      One kernel of each window; none if a single window would be the whole image.
+    """
+    if most == 0:
+        return []
+    windows, middles = cut_windows(blurry, side, most)
+    if len(windows) == 1:
+        return []
+    brief = dataclasses.replace(
+        config,
+        finalist_iterations=2 * config.finalist_iterations // 3,
+        refine_iterations=2 * config.refine_iterations // 3,
+        vary_iterations=0,
+        num_fine=1,
+    )
+    found = []
+    for number, (window, middle) in enumerate(zip(windows, middles, strict=True)):
+        found.append(LocalKernel(estimate_kernel(window, brief, noise_std=noise_std).kernel, middle))
+        if progress is not None:
+            progress(number + 1, len(windows))
+    return found
