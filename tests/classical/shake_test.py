@@ -170,18 +170,22 @@ def test_a_turn_is_found_from_the_uniform_kernel(images):
 
 
 @pytest.mark.slow
-def test_kernels_of_windows_begin_where_that_of_the_image_is_wrong(images):
-    blurred, field, known = images
-    wrong = np.ascontiguousarray(known.kernel[:, ::-1])
-    windows = dataclasses.replace(QUICK_SHAKE, window_side=112, num_windows=4, num_starts=2)
-    brief = InitialiserConfig(gradient_weights=(4e-3, 8e-3), guess_iterations=5, finalist_iterations=10, refine_iterations=40)
-    found = {}
-    for name, config in (("one", QUICK_SHAKE), ("several", windows)):
-        estimate = shake.estimate_shake(blurred["turned"], wrong, config, brief, noise_std=NOISE_STD, softness_std=0.5)
-        assert estimate.kernels is not None
-        nodes = filter_flow.kernels_within(jnp.asarray(estimate.kernels), (SIDE, SIDE), (slice(None), slice(None)), (4, 4))
-        found[name] = np.mean([kernel_similarity(np.asarray(nodes)[i, j], field[i, j]) for i in range(4) for j in range(4)])
-    assert found["several"] > found["one"] + 0.1
+def test_the_likeliest_start_goes_on(images):
+    blurred, _, known = images
+    reduced = shake._reduced(blurred["turned"], 0.5)
+    level = shake._Level.of(reduced, 0.5, 0.5, known.kernel, QUICK_SHAKE, InitialiserConfig(), NOISE_STD, 0.5)
+    rounds = [shake._Round(level, 1, 6, 12) for _ in range(2)]
+    middle = dataclasses.replace(known, coefficients=np.zeros(0))
+    away = known.field((SIDE, SIDE), (6, 6))[2, 3]  # the kernel of another place, which begins there
+    right = dataclasses.replace(middle, kernel=np.asarray(away), origin=(-SIDE / 12, SIDE / 12))
+    wrong = dataclasses.replace(middle, kernel=np.ascontiguousarray(known.kernel[:, ::-1]))
+    reports = []
+    start, found = shake._coarse([wrong, right], rounds, 1, lambda: reports.append(1))
+    assert start is right
+    assert len(reports) == 2
+    assert found.roll_std == pytest.approx(known.roll_std, rel=0.3)
+    start, _ = shake._coarse([wrong, right], rounds, 2, lambda: None)
+    assert start is right
 
 
 @pytest.mark.slow
