@@ -302,6 +302,14 @@ class Turning:
         """Standard deviation of the angle over the exposure, in radians."""
         return float(np.sqrt(np.sum(self.kernel * self.angles**2)))
 
+    @property
+    def corner_std(self) -> float:
+        """By how much a corner's kernel differs from w: standard deviation in pixels of what the turn adds to the shifts."""
+        shifts = np.stack(np.meshgrid(*[np.arange(n) - n // 2 for n in self.kernel.shape], indexing="ij"))
+        means = np.sum(self.kernel * shifts, axis=(1, 2), keepdims=True)
+        along = self.perspective**2 * np.sum(self.kernel * (shifts - means) ** 2) / 2  # towards one of the corners, in the mean
+        return float(np.sqrt((self.corner * self.roll_std) ** 2 + along))
+
     def of_degree(self, degree: int) -> Turning:
         """The same with room for a polynomial of that degree, at least its own."""
         count = (degree + 1) * (degree + 2) // 2 - 1
@@ -352,14 +360,17 @@ class ShakeEstimate:
 
     Attributes:
       kernels: ``[R, C, h, h]``, one for each of the equal parts of the image, each non-negative and summing to one; None if
-        too little was gained.
+        it was not clear that the camera turned.
       gain: by how much the negative log evidence per pixel is lower than with one kernel, refined alike.
       roll_std: standard deviation of the camera's angle over the exposure, in degrees.
+      clear: whether the gain is as large, and the corners' kernels are as different from the middle's, as
+        :class:`~jaxdeblur.config.ShakeConfig` demands.
     """
 
     kernels: np.ndarray | None
     gain: float
     roll_std: float
+    clear: bool
 
 
 def estimate_shake(
@@ -370,7 +381,7 @@ def estimate_shake(
     *,
     noise_std: float,
     softness_std: float,
-    least_gain: float = -math.inf,
+    only_if_clear: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> ShakeEstimate:
     """Estimates how the kernel of a grey image varies, starting from one for the whole of it.
@@ -385,7 +396,8 @@ def estimate_shake(
       initialiser: of the variational model, see :class:`~jaxdeblur.config.InitialiserConfig`.
       noise_std: of the image, in [0, 1] units.
       softness_std: of the sharp image, in pixels.
-      least_gain: with less, the estimate ends after the rounds at the first scale, without kernels.
+      only_if_clear: the estimate ends after the rounds at the first scale, without kernels, unless they show clearly that the
+        camera turned.
       progress: called with (rounds done, rounds in all).
 
     Returns:
@@ -421,8 +433,10 @@ def estimate_shake(
     for one in coarse:
         still = one.refined(still)
     gain = level.evidence(still) - level.evidence(varying)
-    if gain <= least_gain:
-        return ShakeEstimate(None, gain, math.degrees(varying.roll_std))
+    turn = varying.corner_std / (level.share * reduced)
+    clear = gain >= config.smallest_gain and turn >= config.smallest_corner_std
+    if only_if_clear and not clear:
+        return ShakeEstimate(None, gain, math.degrees(varying.roll_std), clear)
     if fine:
         varying = _fine(start, varying, coarse[-1], fine, report)
     scale = rounds[-1].level.share * reduced
@@ -432,7 +446,7 @@ def estimate_shake(
     spacing = max(config.node_spacing, 2 * len(kernel), max(blurry.shape) / _MOST_NODES)
     rows, columns = (max(1, round(n / spacing)) for n in blurry.shape)
     field = varying.field((blurry.shape[0], blurry.shape[1]), (rows, columns))
-    return ShakeEstimate(field, gain, math.degrees(varying.roll_std))
+    return ShakeEstimate(field, gain, math.degrees(varying.roll_std), clear)
 
 
 def _starts(

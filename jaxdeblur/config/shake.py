@@ -33,6 +33,8 @@ class ShakeConfig:
       largest_side: images larger than this are reduced to it for the estimate.
       node_spacing: pixels, or more for large images, between the middles of the parts of the image with a kernel each.
       smallest_gain: by how much the varying model must lower the negative log evidence per pixel for ``auto`` to take it.
+      smallest_corner_std: and by how much in pixels the kernels of the image's corners must differ from that of its middle, a
+        standard deviation over the exposure: without a turn another start has merely led to another kernel.
     """
 
     scales: tuple[float, ...] = (0.5, 0.5, 0.5, 0.5, 1.0)
@@ -40,13 +42,14 @@ class ShakeConfig:
     descents: tuple[int, ...] = (8, 6, 8, 6, 6)
     iterations: tuple[int, ...] = (30, 30, 30, 30, 60)
     patch_side: int = 128
-    num_patches: int = 24
+    num_patches: int = 16
     window_side: int = 192
     num_windows: int = 6
     num_starts: int = 3
     largest_side: int = 1024
     node_spacing: int = 80
     smallest_gain: float = 0.03
+    smallest_corner_std: float = 0.5
 
     def __post_init__(self) -> None:
         rounds = {len(self.scales), len(self.degrees), len(self.descents), len(self.iterations)}

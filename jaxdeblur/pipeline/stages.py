@@ -357,12 +357,12 @@ def _see_shake(case: Case, progress: Progress | None) -> None:
             scene.initialiser,
             noise_std=scene.noise_std,
             softness_std=scene.initialiser.softness_stds[0],
-            least_gain=-math.inf if config.blur == "varying" else config.shake.smallest_gain,
+            only_if_clear=config.blur == "auto",
             progress=_phase("varying kernels", progress),
         )
     if case.shake.kernels is not None:
         case.kernels[VARYING] = case.shake.kernels
-        if case.shake.gain < config.shake.smallest_gain:
+        if not case.shake.clear:
             case.warnings.append("kernels that vary explain this image hardly better than one does; try --blur=auto")
 
 
