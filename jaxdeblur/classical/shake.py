@@ -361,7 +361,7 @@ class ShakeEstimate:
     Attributes:
       kernels: ``[R, C, h, h]``, one for each of the equal parts of the image, each non-negative and summing to one; None if
         it was not clear that the camera turned.
-      gain: by how much the negative log evidence per pixel is lower than with one kernel, refined alike.
+      gain: by how much the negative log evidence per pixel is lower than with the one kernel of the whole image, refined alike.
       roll_std: standard deviation of the camera's angle over the exposure, in degrees.
       clear: whether the gain is as large, and the corners' kernels are as different from the middle's, as
         :class:`~jaxdeblur.config.ShakeConfig` demands.
@@ -384,10 +384,12 @@ def estimate_shake(
     only_if_clear: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> ShakeEstimate:
-    """Estimates how the kernel of a grey image varies, starting from one for the whole of it.
+    """Estimates how the kernel of a grey image varies, starting from one for the whole of it and from kernels of windows.
 
-    The polynomial starts from no turn; it and the kernel take turns in being refined, at a reduced size first. There, the
-    kernel alone is refined as often on the same patches and the same support: what is gained tells whether the camera turned.
+    From each, the polynomial starts from no turn. At a reduced size first, it and the kernel take turns in being refined for the
+    starts that a first descent of the polynomial finds the likeliest; the likeliest of the results is taken to full size. At the
+    reduced size the kernel of the whole image alone is refined as often on the same patches and the same support: what is gained
+    over that, and how far the corners move, tells whether the camera turned.
 
     Args:
       blurry: ``[H, W]`` in [0, 1].
