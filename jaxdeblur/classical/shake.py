@@ -387,8 +387,8 @@ def estimate_shake(
     """Estimates how the kernel of a grey image varies, starting from one for the whole of it and from kernels of windows.
 
     From each, the polynomial starts from no turn. At a reduced size first, it and the kernel take turns in being refined, for
-    the starts that a first descent of the polynomial finds the likeliest, and the likeliest result is taken to full size. At the
-    reduced size the kernel of the whole image alone is refined as often on the same patches and the same support: what is
+    the starts that a first descent of the polynomial finds the likeliest, and the likeliest result is taken to full size. At
+    the reduced size the kernel of the whole image alone is refined as often on the same patches and the same support: what is
     gained over that, and how far the corners move, tells whether the camera turned.
 
     Args:
