@@ -53,7 +53,6 @@ REFUSED = {
     "num_finalists must be 1 or more": lambda: InitialiserConfig(num_finalists=0),
     "num_refined and num_fine must be 1 or more": lambda: InitialiserConfig(num_refined=0),
     "smallest_lead must not be negative": lambda: InitialiserConfig(smallest_lead=-0.1),
-    "num_fine above 1 needs vary_iterations": lambda: InitialiserConfig(num_fine=2, vary_iterations=0),
     "patient_iterations": lambda: InitialiserConfig(patient_iterations=0),
     "ridges must not be negative": lambda: InitialiserConfig(patient_ridge=-1.0),
     "level_iterations": lambda: InitialiserConfig(level_iterations=0),

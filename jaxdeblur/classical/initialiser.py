@@ -51,12 +51,14 @@ class KernelEstimate:
       guess_scores: of each guess, by :func:`~jaxdeblur.classical.judge.score` at the scale where they were first compared;
         those with the lowest went on.
       touches_border: whether the kernel still reaches the border of the largest support there is room for.
+      others: ``[h, h]`` each, of the other finalists that came to the full size, the likeliest first.
     """
 
     kernels: dict[str, np.ndarray]
     scores: dict[str, float]
     guess_scores: tuple[float, ...]
     touches_border: bool
+    others: tuple[np.ndarray, ...] = ()
 
     @property
     def kernel(self) -> np.ndarray:
@@ -130,11 +132,13 @@ def estimate_kernel(
         touching = estimate.touches_border and _border_mass(estimate.kernel) > _BORDER_MASS
         larger = min(_odd(round(size * _GROWTH)), _largest_size(blurry.shape))
         kernels = estimate.kernels
+        others = estimate.others
         if kernel_size is not None:
             given = (kernel_size, kernel_size)
             kernels = {name: np.asarray(pad_kernel(jnp.asarray(kernel), given)) for name, kernel in kernels.items()}
+            others = tuple(np.asarray(pad_kernel(jnp.asarray(kernel), given)) for kernel in others)
         if kernel_size is not None or not touching or larger <= size:
-            return dataclasses.replace(estimate, kernels=kernels, touches_border=touching)
+            return dataclasses.replace(estimate, kernels=kernels, touches_border=touching, others=others)
         size = larger
 
 
@@ -175,18 +179,22 @@ def _estimate(
         while reaching:  # until no kernel reaches the border of its support, or that is all there is
             refined = model.refine([model.attempt(one.kernel, one.support) for one in reaching], iterations)
             reaching = [one for one, (kernel, _) in zip(reaching, refined, strict=True) if not one.takes(kernel)]
-        if index == judged_at and len(candidates) > config.num_fine:
+        # Without variation this is the last time that they are judged.
+        if index == judged_at and len(candidates) > (config.num_fine if config.vary_iterations else 1):
             judged_there = model.judge([_clean(candidate.kernel) for candidate in candidates], config.judging_softness_std)
             candidates = [candidates[number] for number in _ranked(judged_there, config)[: config.num_fine]]
         report(index + 1)
 
     varied = [_vary(model, _clean(candidate.kernel), candidate.support) for candidate in candidates]
     report(total)
-    chosen = _ranked([next(value for _, value in found.values()) for found in varied], config)[0]
-    candidate, found = candidates[chosen], varied[chosen]
-    kernels = {name: np.asarray(_clean(candidate.cut(kernel))) for name, (kernel, _) in found.items()}
-    judged = {name: value for name, (_, value) in found.items()}
-    return KernelEstimate(kernels, judged, tuple(scores), len(candidate.shares) == 1)
+    ranked = _ranked([next(value for _, value in found.values()) for found in varied], config)
+    named = [
+        {name: np.asarray(_clean(candidates[number].cut(kernel))) for name, (kernel, _) in varied[number].items()}
+        for number in ranked
+    ]
+    judged = {name: value for name, (_, value) in varied[ranked[0]].items()}
+    others = tuple(next(iter(kernels.values())) for kernels in named[1:])
+    return KernelEstimate(named[0], judged, tuple(scores), len(candidates[ranked[0]].shares) == 1, others)
 
 
 def _finalists(

@@ -26,6 +26,7 @@ minimum of F over images itself, because alternation would hardly move them; w f
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -407,7 +408,7 @@ def estimate_shake(
     """
     reduced = min(1.0, config.largest_side / max(blurry.shape))
     image, corner = _reduced(blurry, reduced), reduced * math.hypot(*blurry.shape) / 2
-    starts = _starts(image, _reduced_kernel(kernel, reduced), corner, config, initialiser, noise_std, progress)
+    starts, num_windows = _starts(image, _reduced_kernel(kernel, reduced), corner, config, initialiser, noise_std, progress)
     levels = {
         share: _Level.of(
             _reduced(image, share), share, share * reduced, starts[0].kernel, config, initialiser, noise_std, softness_std
@@ -423,18 +424,14 @@ def estimate_shake(
     compile_side_by_side([program for one in rounds for program in one.programs])
     coarse = [one for one in rounds if one.level is rounds[0].level]
     fine = rounds[len(coarse) :]
-    done = itertools.count(len(starts))
+    done = itertools.count(num_windows + 1)
 
     def report() -> None:
         if progress is not None:
-            progress(next(done), len(starts) - 1 + len(rounds))
+            progress(next(done), num_windows + len(rounds))
 
-    start, varying = _coarse(starts, coarse, config.num_starts, report)
+    start, varying, gain = _coarse(starts, coarse, config.num_starts, report)
     level = coarse[0].level
-    still = level.fitted(starts[0])
-    for one in coarse:
-        still = one.refined(still)
-    gain = level.evidence(still) - level.evidence(varying)
     turn = varying.corner_std / (level.share * reduced)
     clear = gain >= config.smallest_gain and turn >= config.smallest_corner_std
     if only_if_clear and not clear:
@@ -459,8 +456,11 @@ def _starts(
     initialiser: InitialiserConfig,
     noise_std: float,
     progress: Callable[[int, int], None] | None,
-) -> list[Turning]:
-    """Kernels to begin with, on one support, none of them turning yet: that of the whole image, then those of windows."""
+) -> tuple[list[Turning], int]:
+    """Kernels to begin with, on one support, none of them turning yet: that of the whole image, then those of windows.
+
+    And how many windows there were.
+    """
     side = max(config.window_side, _ROOM_IN_WINDOWS * _extent(kernel))
     found = local_kernels(
         image,
@@ -470,34 +470,51 @@ def _starts(
         noise_std=noise_std,
         progress=progress and (lambda done, total: progress(done, total + len(config.scales))),
     )
-    kernels = [(kernel, (0.0, 0.0)), *((one.kernel, (float(one.middle[0]), float(one.middle[1]))) for one in found)]
+    kernels = [(kernel, (0.0, 0.0))]
+    kernels += [(own, (float(one.middle[0]), float(one.middle[1]))) for one in found for own in one.kernels]
     extent = max(_extent(kernel) for kernel, _ in kernels)
     starts = []
     for kernel, origin in kernels:
         held = np.asarray(vb.in_the_middle(jnp.asarray(kernel), (extent, extent)))
         starts.append(Turning(held, np.zeros(0), _reach(held), corner, origin=origin))
-    return starts
+    return starts, len(found)
 
 
 def _coarse(
     starts: Sequence[Turning], rounds: Sequence[_Round], num_starts: int, report: Callable[[], None]
-) -> tuple[Turning, Turning]:
-    """The start that leads to the likeliest estimate of some that a first descent finds most promising, and that estimate."""
-    first, level = rounds[0], rounds[0].level
-    tried = list(side_by_side(lambda start: first.descended(level.fitted(start)), starts))
-    order = [int(number) for number in np.argsort([level.evidence(found) for found in tried], kind="stable")[:num_starts]]
+) -> tuple[Turning, Turning, float]:
+    """The start that leads to the likeliest estimate, that estimate, and its gain.
 
-    def refined(number: int) -> Turning:
-        found = tried[number]
-        for one in rounds:
-            found = one.refined(found if one is first else one.descended(found))
-            if number == order[0]:
-                report()
-        return found
+    A first descent alone tells little of where a start leads to, so the most promising ``num_starts`` of them go through half
+    of the rounds, and the better half of these through the others. The gain is counted from the first start's kernel without a
+    turn, refined alike.
+    """
+    level, half = rounds[0].level, len(rounds) // 2
+    brief = dataclasses.replace(rounds[0], descents=rounds[0].descents // 2)
+    still = level.fitted(starts[0])
+    found = dict(enumerate(side_by_side(lambda start: brief.descended(level.fitted(start)), starts)))
+    evidences = {number: level.evidence(turning) for number, turning in found.items()}
+    for part, count in ((rounds[:half], num_starts), (rounds[half:], (num_starts + 1) // 2)):
+        numbers = sorted(found, key=evidences.__getitem__)[:count]
+        without_turns = [dataclasses.replace(one, descents=0) for one in part]
+        calls: list[Callable[[], Turning]] = [
+            functools.partial(_through, part, found[number], None if index else report) for index, number in enumerate(numbers)
+        ]
+        calls.append(functools.partial(_through, without_turns, still, None))
+        *improved, still = side_by_side(lambda call: call(), calls)
+        found = dict(zip(numbers, improved, strict=True))
+        evidences = {number: level.evidence(turning) for number, turning in found.items()}
+    best = min(found, key=evidences.__getitem__)
+    return starts[best], found[best], level.evidence(still) - evidences[best]
 
-    found = list(side_by_side(refined, order))
-    best = int(np.argmin([level.evidence(one) for one in found]))
-    return starts[order[best]], found[best]
+
+def _through(rounds: Sequence[_Round], turning: Turning, report: Callable[[], None] | None) -> Turning:
+    """An estimate after further rounds, of which each is reported."""
+    for one in rounds:
+        turning = one.refined(one.descended(turning))
+        if report is not None:
+            report()
+    return turning
 
 
 def _fine(start: Turning, varying: Turning, last: _Round, rounds: Sequence[_Round], report: Callable[[], None]) -> Turning:

@@ -1,4 +1,4 @@
-"""Windows of an image, and a kernel estimated in each of them.
+"""Windows of an image, and kernels estimated in each of them.
 
 Where the blur varies, one kernel for the whole image is often like none of those that it has. Within a window that is not much
 larger than the kernels it hardly varies, and there an estimate finds it, if the window has edges enough.
@@ -13,15 +13,21 @@ from collections.abc import Callable
 
 import numpy as np
 
+from jaxdeblur.classical.compiled import side_by_side
 from jaxdeblur.classical.initialiser import estimate_kernel, informative_crop
 from jaxdeblur.config import InitialiserConfig
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class LocalKernel:
-    """A kernel, ``[h, h]``, and the middle of the window that it was found in, rows and columns in pixels from the image's."""
+class LocalKernels:
+    """Kernels that were found in a window.
 
-    kernel: np.ndarray
+    Attributes:
+      kernels: ``[h, h]`` each, the likeliest first.
+      middle: of the window, rows and columns in pixels from the image's.
+    """
+
+    kernels: tuple[np.ndarray, ...]
     middle: np.ndarray
 
 
@@ -62,8 +68,8 @@ def local_kernels(
     most: int,
     noise_std: float,
     progress: Callable[[int, int], None] | None = None,
-) -> list[LocalKernel]:
-    """Estimates a kernel in each of some windows of a grey image.
+) -> list[LocalKernels]:
+    """Estimates kernels in each of some windows of a grey image.
 
     By :func:`~jaxdeblur.classical.initialiser.estimate_kernel`, without variation of softness and thinness, and with two thirds
     of the iterations.
@@ -77,7 +83,7 @@ def local_kernels(
       progress: called with (windows done, windows in all).
 
     Returns:
-      One kernel of each window; none if a single window would be the whole image.
+      The finalists of each window, ``num_refined`` of ``config`` at most; none if a single window would be the whole image.
     """
     if most == 0:
         return []
@@ -89,11 +95,18 @@ def local_kernels(
         finalist_iterations=2 * config.finalist_iterations // 3,
         refine_iterations=2 * config.refine_iterations // 3,
         vary_iterations=0,
-        num_fine=1,
+        num_fine=config.num_refined,
     )
+
+    def estimated(window: np.ndarray) -> tuple[np.ndarray, ...]:
+        estimate = estimate_kernel(window, brief, noise_std=noise_std)
+        return (estimate.kernel, *estimate.others)
+
     found = []
-    for number, (window, middle) in enumerate(zip(windows, middles, strict=True)):
-        found.append(LocalKernel(estimate_kernel(window, brief, noise_std=noise_std).kernel, middle))
+    # The first compiles all programs; were all to begin together, each would.
+    estimates = itertools.chain([estimated(windows[0])], side_by_side(estimated, list(windows[1:])))
+    for kernels, middle in zip(estimates, middles, strict=True):
+        found.append(LocalKernels(kernels, middle))
         if progress is not None:
-            progress(number + 1, len(windows))
+            progress(len(found), len(windows))
     return found

@@ -29,7 +29,7 @@ class InitialiserConfig:
       num_finalists: distinct guesses that remain after that, at most.
       finalist_iterations: variational iterations given to each of them before they are compared.
       num_refined: distinct finalists, the likeliest, that are refined there.
-      num_fine: of these, how many are then refined up to the full size.
+      num_fine: of these, how many are then refined up to the full size; compared there again, unless vary_iterations is 0.
       smallest_lead: by how much another finalist must come to lead the one that was the likeliest at first, in
         :func:`jaxdeblur.classical.judge.score`, to be taken in its place.
       refine_iterations: variational iterations given to each of the refined ones.
@@ -96,7 +96,6 @@ class InitialiserConfig:
         require(self.smallest_lead >= 0, "initialiser: smallest_lead must not be negative")
         require(self.num_finalists >= 1, "initialiser: num_finalists must be 1 or more")
         require(min(self.num_refined, self.num_fine) >= 1, "initialiser: num_refined and num_fine must be 1 or more")
-        require(self.num_fine == 1 or self.vary_iterations > 0, "initialiser: num_fine above 1 needs vary_iterations")
         require(
             min(self.level_iterations, self.patient_iterations) >= 1,
             "initialiser: level_iterations and patient_iterations must be 1 or more",

@@ -28,8 +28,8 @@ class ShakeConfig:
       window_side: of the windows in which kernels to begin with are estimated, in pixels, or five times the kernel's side if
         that is more.
       num_windows: at most so many of them; with 0 only the kernel of the whole image begins.
-      num_starts: of all kernels to begin with, how many go through the rounds, those that explain the image best after the
-        first descent.
+      num_starts: of all kernels to begin with, how many go through half of the rounds at the first scale, those that explain
+        the image best after a first descent; the better half of them goes through the others.
       largest_side: images larger than this are reduced to it for the estimate.
       node_spacing: pixels, or more for large images, between the middles of the parts of the image with a kernel each.
       smallest_gain: by how much the varying model must lower the negative log evidence per pixel for ``auto`` to take it.
@@ -37,15 +37,15 @@ class ShakeConfig:
         standard deviation over the exposure: without a turn another start has merely led to another kernel.
     """
 
-    scales: tuple[float, ...] = (0.5, 0.5, 0.5, 0.5, 1.0)
-    degrees: tuple[int, ...] = (1, 1, 2, 2, 2)
-    descents: tuple[int, ...] = (8, 6, 8, 6, 6)
-    iterations: tuple[int, ...] = (30, 30, 30, 30, 60)
+    scales: tuple[float, ...] = (0.5, 0.5, 0.5, 0.5, 0.5, 1.0)
+    degrees: tuple[int, ...] = (1, 1, 2, 2, 3, 3)
+    descents: tuple[int, ...] = (8, 6, 8, 6, 8, 6)
+    iterations: tuple[int, ...] = (30, 30, 30, 30, 30, 60)
     patch_side: int = 128
     num_patches: int = 16
     window_side: int = 192
     num_windows: int = 6
-    num_starts: int = 3
+    num_starts: int = 8
     largest_side: int = 1024
     node_spacing: int = 80
     smallest_gain: float = 0.03

@@ -87,13 +87,9 @@ def test_the_likeliest_guesses_are_refined_and_the_likeliest_of_those_is_kept(mo
     np.testing.assert_array_equal(result.kernel, initialiser._clean(initialiser._clean(found[5])))
 
 
-@pytest.mark.parametrize("num_fine", [1, 2])
-@pytest.mark.parametrize(("last", "chosen"), [((0.0, 1.0), 0), ((1.0, 0.8), 1), ((1.0, 0.95), 0)])
-def test_finalists_are_refined_and_another_may_come_to_lead(num_fine, last, chosen, monkeypatch):
-    """The first is ahead to begin with, and stays so if the other's lead is small: there, or when both have been varied."""
-    evidences = iter([0.0, 1.0, *last, 0.0] if num_fine == 1 else [0.0, 1.0, *last])
-    found = []
-    refine = initialiser.variational.refine_kernel
+def spied_refinements(monkeypatch, evidences):
+    """The kernels that refinements start from and end in, as they come; kernels are judged by ``evidences`` in turn."""
+    found, refine = [], initialiser.variational.refine_kernel
 
     def spy(**call):
         found.append((call["kernel"], refine(**call)[0]))
@@ -104,6 +100,14 @@ def test_finalists_are_refined_and_another_may_come_to_lead(num_fine, last, chos
     monkeypatch.setattr(initialiser.variational, "negative_log_evidence", lambda **_: next(evidences))
     monkeypatch.setattr(initialiser.variational, "refine_kernel", spy)
     monkeypatch.setattr(initialiser, "_SAME", 2.0)  # no two kernels are
+    return found
+
+
+@pytest.mark.parametrize("num_fine", [1, 2])
+@pytest.mark.parametrize(("last", "chosen"), [((0.0, 1.0), 0), ((1.0, 0.8), 1), ((1.0, 0.95), 0)])
+def test_finalists_are_refined_and_another_may_come_to_lead(num_fine, last, chosen, monkeypatch):
+    """The first is ahead to begin with, and stays so if the other's lead is small: there, or when both have been varied."""
+    found = spied_refinements(monkeypatch, iter([0.0, 1.0, *last, 0.0] if num_fine == 1 else [0.0, 1.0, *last]))
     config = dataclasses.replace(
         QUICK,
         num_refined=2,
@@ -124,6 +128,19 @@ def test_finalists_are_refined_and_another_may_come_to_lead(num_fine, last, chos
         np.testing.assert_array_equal(end, initialiser._clean(kernel))
     best = varied[chosen if num_fine == 2 else 0][1]
     np.testing.assert_array_equal(result.kernel, initialiser._clean(initialiser._clean(best)))
+
+
+@pytest.mark.parametrize(("last", "order"), [((0.0, 1.0), [0, 1]), ((1.0, 0.8), [1, 0])])
+def test_finalists_that_are_not_varied_are_all_given_the_likeliest_first(last, order, monkeypatch):
+    found = spied_refinements(monkeypatch, iter([0.0, 1.0, *last]))
+    config = dataclasses.replace(
+        QUICK, num_refined=2, num_fine=2, smallest_lead=0.1, vary_iterations=0, support_shares=(1.0,), judging_thinness=0.0
+    )
+    result = initialiser.estimate_kernel(scene().blurry, config, kernel_size=11, noise_std=NOISE_STD)
+    assert len(result.others) == 1
+    for number, kernel in zip(order, (result.kernel, *result.others), strict=True):
+        assert kernel.shape == (11, 11)
+        np.testing.assert_array_equal(kernel, initialiser._clean(initialiser._clean(found[4 + number][1])))
 
 
 @pytest.mark.parametrize("lowest", range(4))

@@ -190,11 +190,15 @@ def test_the_likeliest_start_goes_on(images):
     right = dataclasses.replace(middle, kernel=np.asarray(away), origin=(-SIDE / 12, SIDE / 12))
     wrong = dataclasses.replace(middle, kernel=np.ascontiguousarray(known.kernel[:, ::-1]))
     reports = []
-    start, found = shake._coarse([wrong, right], rounds, 1, lambda: reports.append(1))
+    start, found, gain = shake._coarse([wrong, right], rounds, 1, lambda: reports.append(1))
     assert start is right
+    still = level.fitted(wrong)
+    for one in rounds:
+        still = one.refined(still)
+    assert gain == level.evidence(still) - level.evidence(found)
     assert len(reports) == 2
     assert found.roll_std == pytest.approx(known.roll_std, rel=0.3)
-    start, _ = shake._coarse([wrong, right], rounds, 2, lambda: None)
+    start, *_ = shake._coarse([wrong, right], rounds, 2, lambda: None)
     assert start is right
 
 
@@ -206,7 +210,9 @@ def test_a_still_camera_gains_nothing_and_ends_the_estimate(images):
     assert found.kernels is None
 
 
-@pytest.mark.parametrize("changes", [{"scales": (1.0,)}, {"degrees": (2, 2, 1, 1, 1)}, {"node_spacing": 1}, {"num_starts": 0}])
+@pytest.mark.parametrize(
+    "changes", [{"scales": (1.0,)}, {"degrees": (2, 2, 1, 1, 1, 1)}, {"node_spacing": 1}, {"num_starts": 0}]
+)
 def test_settings_are_checked(changes):
     with pytest.raises(InputError, match="shake"):
         dataclasses.replace(ShakeConfig(), **changes)
