@@ -64,6 +64,7 @@ def restore(
     # Beyond about two kernels' width a pixel has no say any more.
     overlap = 2 * max(kernel.shape[-2:])
     tiles = tiles_of(blurry.shape[:2], config.tile_side, overlap)
+    kernel_std = config.kernel_std if kernel.ndim == 2 else config.varying_kernel_std
 
     def one(tile: jax.Array, kernel: jax.Array) -> jax.Array:
         if method == "hyper_laplacian":
@@ -74,7 +75,7 @@ def restore(
                 tile,
                 kernel,
                 noise_std=noise_std,
-                kernel_std=config.kernel_std,
+                kernel_std=kernel_std,
                 smoothness=config.smoothness,
                 fast=fast,
             )

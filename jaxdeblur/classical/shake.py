@@ -16,7 +16,7 @@ the image's posterior explains any kernel too well.
 
 Where the blur varies, the kernel that is estimated for the whole image is often like none that it has, and nothing leads from
 it to the right ones. So estimates from windows begin too (:mod:`jaxdeblur.classical.windows`), each as the kernel of its
-window's middle, and the likeliest, once each has found its turn, go on.
+window's middle; each finds its own turn, and fewer and fewer of them, the likeliest, go on.
 
 All are found by marginal likelihood, see :mod:`jaxdeblur.classical.variational`: the image is cut into patches within which the
 kernel hardly varies, each has its own sharp image and variances, and F is summed over them. The polynomial and 1/f² descend the
@@ -60,6 +60,9 @@ _ROOM_IN_WINDOWS = 5
 _LITTLE_GAINED = 0.02
 # Image steps after which F is taken.
 _SETTLING = 10
+# Of what turns add to the shifts in the corners, in standard deviations of the shifts. With a lens of 35 mm before a frame of
+# 36 x 24, turns as large about all three axes make 0.45.
+_MOST_TURN = 1.0
 # Of perspective, at the corners: that of a lens of 20 mm before a frame of 36 x 24.
 _MOST_PERSPECTIVE = 1.2
 
@@ -306,10 +309,20 @@ class Turning:
     @property
     def corner_std(self) -> float:
         """By how much a corner's kernel differs from w: standard deviation in pixels of what the turn adds to the shifts."""
+        # Half of the kernel's variance lies towards one of the corners, in the mean.
+        return float(np.sqrt((self.corner * self.roll_std) ** 2 + (self.perspective * self.shift_std) ** 2 / 2))
+
+    @property
+    def shift_std(self) -> float:
+        """Standard deviation of the shifts over the exposure, in pixels."""
         shifts = np.stack(np.meshgrid(*[np.arange(n) - n // 2 for n in self.kernel.shape], indexing="ij"))
         means = np.sum(self.kernel * shifts, axis=(1, 2), keepdims=True)
-        along = self.perspective**2 * np.sum(self.kernel * (shifts - means) ** 2) / 2  # towards one of the corners, in the mean
-        return float(np.sqrt((self.corner * self.roll_std) ** 2 + along))
+        return float(np.sqrt(np.sum(self.kernel * (shifts - means) ** 2)))
+
+    @property
+    def is_plausible(self) -> bool:
+        """Whether it turns no more than a hand does that also shakes."""
+        return self.corner_std <= _MOST_TURN * self.shift_std
 
     def of_degree(self, degree: int) -> Turning:
         """The same with room for a polynomial of that degree, at least its own."""
@@ -388,9 +401,9 @@ def estimate_shake(
     """Estimates how the kernel of a grey image varies, starting from one for the whole of it and from kernels of windows.
 
     From each, the polynomial starts from no turn. At a reduced size first, it and the kernel take turns in being refined, for
-    the starts that a first descent of the polynomial finds the likeliest, and the likeliest result is taken to full size. At
-    the reduced size the kernel of the whole image alone is refined as often on the same patches and the same support: what is
-    gained over that, and how far the corners move, tells whether the camera turned.
+    the likeliest starts, half of which are left out halfway, and the likeliest result is taken to full size. At the reduced
+    size the kernel of the whole image alone is refined as often on the same patches and the same support: what is gained over
+    that, and how far the corners move, tells whether the camera turned.
 
     Args:
       blurry: ``[H, W]`` in [0, 1].
@@ -486,16 +499,20 @@ def _coarse(
     """The start that leads to the likeliest estimate, that estimate, and its gain.
 
     A first descent alone tells little of where a start leads to, so the most promising ``num_starts`` of them go through half
-    of the rounds, and the better half of these through the others. The gain is counted from the first start's kernel without a
-    turn, refined alike.
+    of the rounds, and the better half of these through the others; those that turn more than a hand does come last. The gain is
+    counted from the first start's kernel without a turn, refined alike, which is the estimate where no other is plausible.
     """
     level, half = rounds[0].level, len(rounds) // 2
     brief = dataclasses.replace(rounds[0], descents=rounds[0].descents // 2)
     still = level.fitted(starts[0])
     found = dict(enumerate(side_by_side(lambda start: brief.descended(level.fitted(start)), starts)))
-    evidences = {number: level.evidence(turning) for number, turning in found.items()}
+
+    def ranked() -> list[int]:
+        evidences = {number: level.evidence(turning) for number, turning in found.items()}
+        return sorted(found, key=lambda number: (not found[number].is_plausible, evidences[number]))
+
     for part, count in ((rounds[:half], num_starts), (rounds[half:], (num_starts + 1) // 2)):
-        numbers = sorted(found, key=evidences.__getitem__)[:count]
+        numbers = ranked()[:count]
         without_turns = [dataclasses.replace(one, descents=0) for one in part]
         calls: list[Callable[[], Turning]] = [
             functools.partial(_through, part, found[number], None if index else report) for index, number in enumerate(numbers)
@@ -503,9 +520,10 @@ def _coarse(
         calls.append(functools.partial(_through, without_turns, still, None))
         *improved, still = side_by_side(lambda call: call(), calls)
         found = dict(zip(numbers, improved, strict=True))
-        evidences = {number: level.evidence(turning) for number, turning in found.items()}
-    best = min(found, key=evidences.__getitem__)
-    return starts[best], found[best], level.evidence(still) - evidences[best]
+    best = ranked()[0]
+    if not found[best].is_plausible:
+        return starts[0], still, 0.0
+    return starts[best], found[best], level.evidence(still) - level.evidence(found[best])
 
 
 def _through(rounds: Sequence[_Round], turning: Turning, report: Callable[[], None] | None) -> Turning:

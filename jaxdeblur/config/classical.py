@@ -118,6 +118,7 @@ class NonblindConfig:
         :func:`jaxdeblur.classical.sparse.weight_for_noise`.
       kernel_std: how far the blurry image that a kernel predicts is taken to be off for the kernel's own faults, in [0, 1]
         units: 0 for one that is exact; see :func:`jaxdeblur.classical.learned.learned`.
+      varying_kernel_std: the same where kernels vary over the image, which are known less well.
       tile_side: images larger than this are restored in overlapping tiles, which bounds the memory.
       smoothness: factor on the prior's weight: above 1 smoother, below 1 crisper and noisier.
       amount: share of the restored image in the final one, in [0, 1]; the rest is the blurry one.
@@ -125,6 +126,7 @@ class NonblindConfig:
 
     sparse_weight: float = 1e-4
     kernel_std: float = 0.003
+    varying_kernel_std: float = 0.006
     tile_side: int = 1280
     smoothness: float = 1.0
     amount: float = 1.0
@@ -134,5 +136,5 @@ class NonblindConfig:
         require(least <= self.smoothness <= most, f"smoothness must be in [{least:g}, {most:g}], got {self.smoothness:g}")
         require(0 <= self.amount <= 1, f"amount must be in [0, 1], got {self.amount:g}")
         require(self.sparse_weight > 0, "nonblind: sparse_weight must be positive")
-        require(self.kernel_std >= 0, "nonblind: kernel_std must not be negative")
+        require(min(self.kernel_std, self.varying_kernel_std) >= 0, "nonblind: kernel_std must not be negative")
         require(self.tile_side >= 256, "nonblind: tile_side must be 256 or more")

@@ -48,7 +48,7 @@ class ShakeConfig:
     num_starts: int = 8
     largest_side: int = 1024
     node_spacing: int = 80
-    smallest_gain: float = 0.03
+    smallest_gain: float = 0.02
     smallest_corner_std: float = 0.5
 
     def __post_init__(self) -> None:

@@ -202,6 +202,27 @@ def test_the_likeliest_start_goes_on(images):
     assert start is right
 
 
+def test_a_turn_of_more_than_a_hand_makes_is_implausible():
+    kernel = np.zeros((11, 11), np.float32)
+    kernel[5, 2:9] = 1 / 7  # a deviation of two pixels
+    turning = shake.Turning(kernel, np.array([0.0, 1.0]), 3.0, 100.0)
+    assert turning.shift_std == pytest.approx(2.0)
+    assert turning.corner_std == pytest.approx(2 / 3)
+    assert turning.is_plausible
+    assert not dataclasses.replace(turning, coefficients=np.array([0.0, 4.0])).is_plausible
+    assert dataclasses.replace(turning, perspective=1.0).is_plausible
+    assert not dataclasses.replace(turning, coefficients=np.array([0.0, 2.5]), perspective=1.0).is_plausible
+
+
+@pytest.mark.slow
+def test_where_no_turn_is_plausible_there_is_none(images, monkeypatch):
+    blurred, _, known = images
+    monkeypatch.setattr(shake, "_MOST_TURN", 0.0)
+    found = estimated(blurred["turned"], known.kernel)
+    assert (found.gain, found.roll_std, found.clear) == (0.0, 0.0, False)
+    assert np.ptp(found.kernels, axis=(0, 1)).max() == 0.0
+
+
 @pytest.mark.slow
 def test_a_still_camera_gains_nothing_and_ends_the_estimate(images):
     blurred, _, known = images
