@@ -450,7 +450,8 @@ def estimate_shake(
     if only_if_clear and not clear:
         return ShakeEstimate(None, gain, math.degrees(varying.roll_std), clear)
     if fine:
-        varying = _fine(start, varying, coarse[-1], fine, report)
+        finer = _fine(start, varying, coarse[-1], fine, report)
+        varying = finer if finer.is_plausible else fine[-1].level.fitted(varying, share=level.share)
     scale = rounds[-1].level.share * reduced
     if scale < 1.0:
         varying = varying.resized(_odd(math.ceil(len(varying.kernel) / scale)), 1.0 / scale)

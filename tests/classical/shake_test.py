@@ -223,6 +223,26 @@ def test_where_no_turn_is_plausible_there_is_none(images, monkeypatch):
     assert np.ptp(found.kernels, axis=(0, 1)).max() == 0.0
 
 
+def test_an_implausible_turn_at_full_size_is_not_taken(images, monkeypatch):
+    blurred, _, known = images
+
+    def coarse(starts, rounds, *_):
+        return starts[0], rounds[0].level.fitted(starts[0]), 0.0
+
+    def fine(_, varying, last, rounds, *__):
+        return dataclasses.replace(rounds[-1].level.fitted(varying, share=0.5), coefficients=np.array([90.0, 0.0]))
+
+    monkeypatch.setattr(shake, "_coarse", coarse)
+    monkeypatch.setattr(shake, "_fine", fine)
+    monkeypatch.setattr(shake, "compile_side_by_side", lambda calls: None)
+    config = dataclasses.replace(QUICK_SHAKE, scales=(0.5, 1.0), num_windows=0)
+    found = shake.estimate_shake(
+        blurred["turned"], known.kernel, config, InitialiserConfig(), noise_std=NOISE_STD, softness_std=0.5
+    )
+    assert np.ptp(found.kernels, axis=(0, 1)).max() == 0.0
+    assert kernel_similarity(found.kernels[0, 0], known.kernel) > 0.8
+
+
 @pytest.mark.slow
 def test_a_still_camera_gains_nothing_and_ends_the_estimate(images):
     blurred, _, known = images
