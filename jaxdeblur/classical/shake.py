@@ -446,7 +446,8 @@ def estimate_shake(
     start, varying, gain = _coarse(starts, coarse, config.num_starts, report)
     level = coarse[0].level
     turn = varying.corner_std / (level.share * reduced)
-    clear = gain >= config.smallest_gain and turn >= config.smallest_corner_std
+    turns = turn >= config.smallest_corner_std and varying.corner_std >= config.smallest_turn * varying.shift_std
+    clear = gain >= config.smallest_gain and turns
     if only_if_clear and not clear:
         return ShakeEstimate(None, gain, math.degrees(varying.roll_std), clear)
     if fine:

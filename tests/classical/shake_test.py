@@ -171,6 +171,7 @@ def test_a_turn_is_found_from_the_uniform_kernel(images):
     found = estimated(blurred["turned"], known.kernel, progress=lambda *call: calls.append(call))
     assert calls == [(1, 2), (2, 2)]
     assert found.gain > ShakeConfig().smallest_gain
+    assert found.clear
     assert found.roll_std == pytest.approx(math.degrees(known.roll_std), rel=0.3)
     nodes = filter_flow.kernels_within(jnp.asarray(found.kernels), (SIDE, SIDE), (slice(None), slice(None)), (4, 4))
     corners = [(i, j) for i in (0, 3) for j in (0, 3)]
