@@ -131,15 +131,20 @@ def estimate_kernel(
         estimate = _estimate(blurry, config, size, start, noise_std, measured, progress)
         touching = estimate.touches_border and _border_mass(estimate.kernel) > _BORDER_MASS
         larger = min(_odd(round(size * _GROWTH)), _largest_size(blurry.shape))
-        kernels = estimate.kernels
-        others = estimate.others
-        if kernel_size is not None:
-            given = (kernel_size, kernel_size)
-            kernels = {name: np.asarray(pad_kernel(jnp.asarray(kernel), given)) for name, kernel in kernels.items()}
-            others = tuple(np.asarray(pad_kernel(jnp.asarray(kernel), given)) for kernel in others)
         if kernel_size is not None or not touching or larger <= size:
-            return dataclasses.replace(estimate, kernels=kernels, touches_border=touching, others=others)
+            pad = functools.partial(_padded, size=kernel_size)
+            return dataclasses.replace(
+                estimate,
+                kernels={name: pad(kernel) for name, kernel in estimate.kernels.items()},
+                touches_border=touching,
+                others=tuple(map(pad, estimate.others)),
+            )
         size = larger
+
+
+def _padded(kernel: np.ndarray, *, size: int | None) -> np.ndarray:
+    """On a support of ``size``, or on its own where that is None."""
+    return kernel if size is None else np.asarray(pad_kernel(jnp.asarray(kernel), (size, size)))
 
 
 def _estimate(

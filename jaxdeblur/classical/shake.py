@@ -445,9 +445,8 @@ def estimate_shake(
 
     start, varying, gain = _coarse(starts, coarse, config.num_starts, report)
     level = coarse[0].level
-    turn = varying.corner_std / (level.share * reduced)
-    turns = turn >= config.smallest_corner_std and varying.corner_std >= config.smallest_turn * varying.shift_std
-    clear = gain >= config.smallest_gain and turns
+    smallest = max(config.smallest_corner_std * level.share * reduced, config.smallest_turn * varying.shift_std)
+    clear = gain >= config.smallest_gain and varying.corner_std >= smallest
     if only_if_clear and not clear:
         return ShakeEstimate(None, gain, math.degrees(varying.roll_std), clear)
     if fine:
