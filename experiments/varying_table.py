@@ -26,7 +26,7 @@ from experiments.files import write_text
 from jaxdeblur.config import Blur
 from jaxdeblur.errors import InputError
 
-COLUMNS = ("name", "blurry", "uniform", "other", "truth", "gain", "roll_std", "chosen", "seconds")
+COLUMNS = ("name", "blurry", "uniform", "other", "truth", "gain", "roll_std", "corner_std", "agreement", "chosen", "seconds")
 REGIONS = ("centre", "edges", "corners")
 
 
@@ -74,7 +74,8 @@ def measure(name: str, blurry: np.ndarray, sharp: np.ndarray, kernel: np.ndarray
             row[label if region == "whole" else f"{label}_{region}"] = round(value, 2)
     if other.shake is not None:
         shake = other.shake
-        row |= {"gain": round(shake.gain, 4), "roll_std": round(shake.roll_std, 3), "chosen": shake.chosen}
+        row |= {name: round(getattr(shake, name), 4) for name in ("gain", "roll_std", "corner_std", "agreement")}
+        row["chosen"] = shake.chosen
     return row
 
 

@@ -220,7 +220,7 @@ def evidence_and_slope(
     *,
     noise_variance: jax.Array | float,
     image_softness_std: jax.Array | float,
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
     """F per pixel, the mean over patches of its minimum over images and variances, and its slope in θ's coefficients and 1/f².
 
     At that minimum the slope is the partial one, with images and variances as they are.
@@ -236,12 +236,12 @@ def evidence_and_slope(
       image_softness_std: of g, in pixels.
 
     Returns:
-      A scalar, and ``[n]`` and a scalar.
+      A scalar and the patches' own, ``[P]``; the slope, ``[n]`` and a scalar.
     """
     chex.assert_rank([patches, kernel, coefficients, basis, positions], [3, 2, 1, 3, 2])
     observed, soft = _observe(patches, vb.judging_c(noise_variance), image_softness_std)
 
-    def mean_evidence(coefficients: jax.Array, perspective: jax.Array) -> jax.Array:
+    def mean_evidence(coefficients: jax.Array, perspective: jax.Array) -> tuple[jax.Array, jax.Array]:
         angles = jnp.tensordot(coefficients, basis, 1)
         kernels = _kernels(kernel, *_interpolations(angles, perspective, positions, _spline))
         # What has left the support must not be missed as light.
@@ -249,9 +249,10 @@ def evidence_and_slope(
         whole = jax.vmap(lambda own: vb.convolve(own, soft, mode="full"))(kernels)
         settled = jax.vmap(vb.settle, (0, 0, None, None))(observed, jax.lax.stop_gradient(whole), noise_variance, _SETTLING)
         sharp, variance = jax.lax.stop_gradient(settled)
-        return jax.vmap(vb.free_energy, (0, 0, 0, 0, None))(observed, whole, sharp, variance, noise_variance).mean()
+        evidences = jax.vmap(vb.free_energy, (0, 0, 0, 0, None))(observed, whole, sharp, variance, noise_variance)
+        return evidences.mean(), evidences
 
-    return jax.value_and_grad(mean_evidence, (0, 1))(coefficients, perspective)
+    return jax.value_and_grad(mean_evidence, (0, 1), has_aux=True)(coefficients, perspective)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -377,13 +378,16 @@ class ShakeEstimate:
         it was not clear that the camera turned.
       gain: by how much the negative log evidence per pixel is lower than with the one kernel of the whole image, refined alike.
       roll_std: standard deviation of the camera's angle over the exposure, in degrees.
-      clear: whether the gain is as large, and the corners' kernels are as different from the middle's, as
-        :class:`~jaxdeblur.config.ShakeConfig` demands.
+      corner_std: standard deviation in pixels of what the turn adds to the shifts in the image's corners.
+      agreement: how well the parts of the image agree about the turn, at most 1, see :func:`_agreement`.
+      clear: whether all three are as large as :class:`~jaxdeblur.config.ShakeConfig` demands.
     """
 
     kernels: np.ndarray | None
     gain: float
     roll_std: float
+    corner_std: float
+    agreement: float
     clear: bool
 
 
@@ -403,7 +407,7 @@ def estimate_shake(
     From each, the polynomial starts from no turn. At a reduced size first, it and the kernel take turns in being refined, for
     the likeliest starts, half of which are left out halfway, and the likeliest result is taken to full size. At the reduced
     size the kernel of the whole image alone is refined as often on the same patches and the same support: what is gained over
-    that, and how far the corners move, tells whether the camera turned.
+    that, how far the corners move, and how well the patches agree, tell whether the camera turned.
 
     Args:
       blurry: ``[H, W]`` in [0, 1].
@@ -445,10 +449,13 @@ def estimate_shake(
 
     start, varying, gain = _coarse(starts, coarse, config.num_starts, report)
     level = coarse[0].level
-    smallest = max(config.smallest_corner_std * level.share * reduced, config.smallest_turn * varying.shift_std)
-    clear = gain >= config.smallest_gain and varying.corner_std >= smallest
+    corner_std = varying.corner_std / (level.share * reduced)
+    agreement = _agreement(level, varying)
+    large = gain >= config.smallest_gain and corner_std >= config.smallest_corner_std
+    clear = large and agreement >= config.smallest_agreement
+    told = ShakeEstimate(None, gain, math.degrees(varying.roll_std), corner_std, agreement, clear)
     if only_if_clear and not clear:
-        return ShakeEstimate(None, gain, math.degrees(varying.roll_std), clear)
+        return told
     if fine:
         finer = _fine(start, varying, coarse[-1], fine, report)
         varying = finer if finer.is_plausible else fine[-1].level.fitted(varying, share=level.share)
@@ -459,7 +466,7 @@ def estimate_shake(
     spacing = max(config.node_spacing, 2 * len(kernel), max(blurry.shape) / _MOST_NODES)
     rows, columns = (max(1, round(n / spacing)) for n in blurry.shape)
     field = varying.field((blurry.shape[0], blurry.shape[1]), (rows, columns))
-    return ShakeEstimate(field, gain, math.degrees(varying.roll_std), clear)
+    return dataclasses.replace(told, kernels=field, roll_std=math.degrees(varying.roll_std))
 
 
 def _starts(
@@ -525,6 +532,16 @@ def _coarse(
     if not found[best].is_plausible:
         return starts[0], still, 0.0
     return starts[best], found[best], level.evidence(still) - level.evidence(found[best])
+
+
+def _agreement(level: _Level, turning: Turning) -> float:
+    """How well the patches agree about a turn: ``Σ_p g_p / Σ_p |g_p|``, g_p being by how much it lowers F of patch p.
+
+    1 if it explains every patch better than the same kernel without a turn. A camera that turned is seen everywhere. Where it
+    did not turn, a turn that makes up for faults of the kernel in some patches does harm in others.
+    """
+    gains = level.evidences(dataclasses.replace(turning, coefficients=np.zeros(0), perspective=0.0)) - level.evidences(turning)
+    return float(gains.sum() / max(np.abs(gains).sum(), 1e-12))
 
 
 def _through(rounds: Sequence[_Round], turning: Turning, report: Callable[[], None] | None) -> Turning:
@@ -674,7 +691,7 @@ class _Level:
             return dataclasses.replace(turning, coefficients=numbers[:-1], perspective=numbers[-1] / turning.reach)
 
         def evidence(numbers: np.ndarray) -> tuple[float, np.ndarray]:
-            value, (slope, perspective) = self._evidence_and_slope(moved(numbers))
+            (value, _), (slope, perspective) = self._evidence_and_slope(moved(numbers))
             return float(value), np.append(slope, perspective / (turning.reach * turning.corner**2)).astype(np.float64)
 
         start = np.append(turning.coefficients, turning.perspective * turning.reach)
@@ -685,9 +702,14 @@ class _Level:
 
     def evidence(self, turning: Turning) -> float:
         """F per pixel."""
-        return float(self._evidence_and_slope(turning.of_degree(max(1, _degree(len(turning.coefficients)))))[0])
+        return float(self.evidences(turning).mean())
 
-    def _evidence_and_slope(self, turning: Turning) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    def evidences(self, turning: Turning) -> np.ndarray:
+        """F per pixel of each patch, ``[P]``."""
+        (_, evidences), _ = self._evidence_and_slope(turning.of_degree(max(1, _degree(len(turning.coefficients)))))
+        return np.asarray(evidences, np.float64)
+
+    def _evidence_and_slope(self, turning: Turning) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
         return evidence_and_slope(**self.evidence_arguments(turning))
 
     def evidence_arguments(self, turning: Turning) -> dict[str, Any]:

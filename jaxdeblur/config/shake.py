@@ -35,7 +35,8 @@ class ShakeConfig:
       smallest_gain: by how much the varying model must lower the negative log evidence per pixel for ``auto`` to take it.
       smallest_corner_std: and by how much in pixels the kernels of the image's corners must differ from that of its middle, a
         standard deviation over the exposure: without a turn another start has merely led to another kernel.
-      smallest_turn: and the same as a share of the shifts' own standard deviation.
+      smallest_agreement: and how well the parts of the image must agree about the turn: the sum of what it lowers the negative
+        log evidence of each by, as a share of the sum of what it changes it by.
     """
 
     scales: tuple[float, ...] = (0.5, 0.5, 0.5, 0.5, 0.5, 1.0)
@@ -51,7 +52,7 @@ class ShakeConfig:
     node_spacing: int = 80
     smallest_gain: float = 0.02
     smallest_corner_std: float = 0.5
-    smallest_turn: float = 0.12
+    smallest_agreement: float = 0.9
 
     def __post_init__(self) -> None:
         rounds = {len(self.scales), len(self.degrees), len(self.descents), len(self.iterations)}

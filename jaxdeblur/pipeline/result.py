@@ -44,11 +44,15 @@ class Shake:
     Attributes:
       gain: by how much the negative log evidence per pixel is lower with kernels that vary than with one.
       roll_std: standard deviation of the camera's roll over the exposure, in degrees.
+      corner_std: standard deviation in pixels of what the turn adds to the shifts in the image's corners.
+      agreement: how well the parts of the image agree about the turn, at most 1: about 1 where the camera turned.
       chosen: whether the final image was made with kernels that vary.
     """
 
     gain: float
     roll_std: float
+    corner_std: float
+    agreement: float
     chosen: bool
 
 

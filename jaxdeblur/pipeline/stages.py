@@ -22,7 +22,7 @@ from jaxdeblur.classical.initialiser import (
 )
 from jaxdeblur.classical.noise import noise_std as estimate_noise_std
 from jaxdeblur.classical.saturated import highlights_are_unexplained
-from jaxdeblur.classical.shake import estimate_shake
+from jaxdeblur.classical.shake import ShakeEstimate, estimate_shake
 from jaxdeblur.config import HIGHLIGHTS_PHASE, WITHOUT_CLIPPED, Config, FitConfig, InitialiserConfig, KernelLogitsConfig
 from jaxdeblur.errors import InputError
 from jaxdeblur.imaging.colour import grey, with_luma
@@ -441,10 +441,14 @@ def _finish(case: Case, progress: Progress | None) -> Result:
         kernel_size=kernels[name].shape[-2],
         warnings=tuple(case.warnings),
         more_attempts=case.more_attempts,
-        shake=None if case.shake is None else Shake(case.shake.gain, case.shake.roll_std, name == VARYING),
+        shake=None if case.shake is None else _told(case.shake, chosen=name == VARYING),
         blurry=scene.blurry,
     )
     return result if case.fitted is None else with_account(result, case.fitted)
+
+
+def _told(shake: ShakeEstimate, *, chosen: bool) -> Shake:
+    return Shake(shake.gain, shake.roll_std, shake.corner_std, shake.agreement, chosen)
 
 
 def _deconvolve(case: Case, scores: Mapping[str, float], progress: Progress | None) -> tuple[str, str, np.ndarray]:

@@ -172,6 +172,8 @@ def test_a_turn_is_found_from_the_uniform_kernel(images):
     assert calls == [(1, 2), (2, 2)]
     assert found.gain > ShakeConfig().smallest_gain
     assert found.clear
+    assert found.agreement > 0.95
+    assert found.corner_std == pytest.approx(known.corner_std, rel=0.4)
     assert found.roll_std == pytest.approx(math.degrees(known.roll_std), rel=0.3)
     nodes = filter_flow.kernels_within(jnp.asarray(found.kernels), (SIDE, SIDE), (slice(None), slice(None)), (4, 4))
     corners = [(i, j) for i in (0, 3) for j in (0, 3)]
@@ -213,6 +215,38 @@ def test_a_turn_of_more_than_a_hand_makes_is_implausible():
     assert not dataclasses.replace(turning, coefficients=np.array([0.0, 4.0])).is_plausible
     assert dataclasses.replace(turning, perspective=1.0).is_plausible
     assert not dataclasses.replace(turning, coefficients=np.array([0.0, 2.5]), perspective=1.0).is_plausible
+
+
+@pytest.mark.parametrize(
+    ("still", "turned", "expected"),
+    [([1.0, 2.0, 3.0], [0.5, 1.0, 2.0], 1.0), ([1.0, 1.0], [0.0, 1.5], 1 / 3), ([1.0, 2.0], [1.0, 2.0], 0.0)],
+)
+def test_how_well_patches_agree_about_a_turn(still, turned, expected, monkeypatch):
+    image = np.zeros((64, 64), np.float32)
+    level = shake._Level.of(image, 1.0, 1.0, np.ones((3, 3)), QUICK_SHAKE, InitialiserConfig(), 0.01, 0.5)
+    known = turning((64, 64), perspective=0.1)
+
+    def evidences(_, at):
+        assert at.perspective == (0.0 if at.roll_std == 0.0 else 0.1)
+        return np.array(still if at.roll_std == 0.0 else turned)
+
+    monkeypatch.setattr(shake._Level, "evidences", evidences)
+    assert shake._agreement(level, known) == pytest.approx(expected)
+
+
+def test_the_evidence_is_the_mean_over_patches():
+    image = scipy.ndimage.gaussian_filter(dead_leaves(96, 3), 1.0).astype(np.float32)
+    config = dataclasses.replace(QUICK_SHAKE, patch_side=48)
+    known = turning(image.shape)
+    level = shake._Level.of(image, 1.0, 1.0, known.kernel, config, InitialiserConfig(), 0.01, 0.5)
+    fitted = level.fitted(known)
+    each = level.evidences(fitted)
+    assert each.shape == (4,)
+    for number, alone in enumerate(each):
+        part = slice(number, number + 1)
+        one = dataclasses.replace(level, patches=level.patches[part], positions=level.positions[part])
+        assert one.evidence(fitted) == pytest.approx(alone, rel=1e-4)
+    assert level.evidence(fitted) == pytest.approx(each.mean())
 
 
 @pytest.mark.slow
