@@ -46,7 +46,7 @@ REFUSED = {
     "num_posterior_samples=4 cannot be used": lambda: Config(num_posterior_samples=4),
     "num_posterior_samples=1 cannot be used": lambda: Config(fit=FitConfig(), num_posterior_samples=1),
     "decay_steps must increase": lambda: FitConfig(decay_steps=(200, 100)),
-    "at least one gradient weight": lambda: InitialiserConfig(gradient_weights=()),
+    "at least one gradient weight": lambda: InitialiserConfig(gradient_weights=(), patient_weights=()),
     "weights must be positive": lambda: InitialiserConfig(gradient_weights=(1e-3, 0.0)),
     "support_shares must lie in (0, 1]": lambda: InitialiserConfig(support_shares=(1.0, 1.5)),
     "thinness must not be negative": lambda: InitialiserConfig(judging_thinness=-1e-3),

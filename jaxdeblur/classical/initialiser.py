@@ -142,6 +142,34 @@ def estimate_kernel(
         size = larger
 
 
+def likely_kernels(
+    blurry: np.ndarray, config: InitialiserConfig, *, kernel_size: int, noise_std: float = 0.0
+) -> tuple[np.ndarray, ...]:
+    """The likeliest distinct guesses at the blur kernel of a small grey image, which are not refined any further.
+
+    By the guesses under ``patient_weights`` of ``config`` alone, if there are any.
+
+    Args:
+      blurry: ``[H, W]`` in [0, 1].
+      config: see :class:`~jaxdeblur.config.InitialiserConfig`.
+      kernel_size: odd side of the support, reduced to a third of the image.
+      noise_std: of the image, in [0, 1] units.
+
+    Returns:
+      ``num_finalists`` of ``config`` at most, ``[h, h]``, the likeliest first; non-negative, summing to one, centred.
+    """
+    if config.patient_weights:
+        config = dataclasses.replace(config, gradient_weights=())
+    levels = kernel_l0.pyramid(blurry.shape, min(kernel_size, _largest_size(blurry.shape)))
+    judged_at = _last_within(levels, config.guess_side)
+    judged, seen = levels[judged_at], levels[: judged_at + 1]
+    looks = [(judged, config.guess_window_side, config.guess_iterations)]
+    compile_side_by_side(_guess_programs(seen, config, clipped=False) + _model_programs(looks, [], config, clipped=False))
+    whole = _Model.of(blurry, None, config, noise_std, judged)
+    kernels, _ = _likely_guesses(blurry, config, seen, whole, None, lambda _: None)
+    return tuple(np.asarray(_on_level(np.asarray(_clean(kernel)), levels[-1], scale=1.0 / judged.scale)) for kernel in kernels)
+
+
 def _padded(kernel: np.ndarray, *, size: int | None) -> np.ndarray:
     """On a support of ``size``, or on its own where that is None."""
     return kernel if size is None else np.asarray(pad_kernel(jnp.asarray(kernel), (size, size)))
@@ -211,6 +239,25 @@ def _finalists(
     report: Callable[[int], None],
 ) -> tuple[list[jax.Array], list[float]]:
     """The likeliest of the guesses on the last level, refined there, the best first; and the scores of all guesses."""
+    finalists, scores = _likely_guesses(blurry, config, levels, whole, measured, report)
+    if len(finalists) > 1:
+        full = _support(levels[-1].kernel_size, 1.0)
+        attempts = [whole.attempt(finalist, full) for finalist in finalists]
+        finalists = [kernel for kernel, _ in whole.refine(attempts, config.finalist_iterations)]
+        order = np.argsort(whole.judge(finalists, config.judging_softness_std), kind="stable")
+        finalists = [finalists[index] for index in _distinct(finalists, order)[: config.num_refined]]
+    return finalists, scores
+
+
+def _likely_guesses(
+    blurry: np.ndarray,
+    config: InitialiserConfig,
+    levels: Sequence[kernel_l0.Level],
+    whole: _Model,
+    measured: np.ndarray | None,
+    report: Callable[[int], None],
+) -> tuple[list[jax.Array], list[float]]:
+    """The likeliest distinct guesses on the last level, refined a little, the best first; and the scores of all guesses."""
     guesses: list[jax.Array] = []
     for index, found in enumerate(_guess(blurry, config, levels, measured)):
         report(index)
@@ -223,13 +270,7 @@ def _finalists(
     if config.guess_iterations == 0 and len(guesses) > 1:
         scores = model.judge(guesses, config.softness_stds[0])
     compared = [kernel for kernel, _ in refined]
-    finalists = [compared[index] for index in _distinct(compared, np.argsort(scores))[: config.num_finalists]]
-    if len(finalists) > 1:
-        attempts = [whole.attempt(finalist, full) for finalist in finalists]
-        finalists = [kernel for kernel, _ in whole.refine(attempts, config.finalist_iterations)]
-        order = np.argsort(whole.judge(finalists, config.judging_softness_std), kind="stable")
-        finalists = [finalists[index] for index in _distinct(finalists, order)[: config.num_refined]]
-    return finalists, scores
+    return [compared[index] for index in _distinct(compared, np.argsort(scores))[: config.num_finalists]], scores
 
 
 def _ranked(scores: Sequence[float], config: InitialiserConfig) -> list[int]:
@@ -237,8 +278,9 @@ def _ranked(scores: Sequence[float], config: InitialiserConfig) -> list[int]:
     return [int(number) for number in np.argsort([scores[0] - config.smallest_lead, *scores[1:]], kind="stable")]
 
 
-def _on_level(kernel: np.ndarray, level: kernel_l0.Level) -> jax.Array:
-    return _resize_kernel(jnp.asarray(kernel), (level.kernel_size, level.kernel_size), scale=level.scale)
+def _on_level(kernel: np.ndarray, level: kernel_l0.Level, *, scale: float | None = None) -> jax.Array:
+    """A kernel of the full size or of another, which the level's is ``scale`` times, on the support of a level."""
+    return _resize_kernel(jnp.asarray(kernel), (level.kernel_size, level.kernel_size), scale=scale or level.scale)
 
 
 def _distinct(kernels: Sequence[jax.Array], order: Iterable[int]) -> list[int]:

@@ -40,6 +40,7 @@ import scipy.optimize
 
 from jaxdeblur.classical import variational as vb
 from jaxdeblur.classical.compiled import compile_side_by_side, reproducible_jit, side_by_side
+from jaxdeblur.classical.initialiser import first_kernel_size
 from jaxdeblur.classical.kernel_l0 import drop_faint, drop_islands
 from jaxdeblur.classical.windows import cut_windows, local_kernels
 from jaxdeblur.config import InitialiserConfig, ShakeConfig
@@ -58,8 +59,8 @@ _MOST_NODES = 20
 _ROOM_IN_WINDOWS = 5
 # In F per pixel at the first scale, by the rounds there: with less a kernel is taken to full size as it began.
 _LITTLE_GAINED = 0.02
-# Image steps after which F is taken.
-_SETTLING = 10
+# Image steps after which F is taken: where estimates are compared, and where one descends, which has a slope sooner.
+_SETTLING, _SETTLING_IN_DESCENT = 10, 6
 # Of what turns add to the shifts in the corners, in standard deviations of the shifts. With a lens of 35 mm before a frame of
 # 36 x 24, turns as large about all three axes make 0.45.
 _MOST_TURN = 1.0
@@ -218,6 +219,7 @@ def evidence_and_slope(
     basis: jax.Array,
     positions: jax.Array,
     *,
+    settling: jax.Array | int,
     noise_variance: jax.Array | float,
     image_softness_std: jax.Array | float,
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
@@ -232,6 +234,7 @@ def evidence_and_slope(
       perspective: 1/f², in 1/pixels².
       basis: φ, ``[n, h, w]``.
       positions: ``[P, 2]``.
+      settling: image steps after which F is taken.
       noise_variance: ν.
       image_softness_std: of g, in pixels.
 
@@ -247,7 +250,7 @@ def evidence_and_slope(
         # What has left the support must not be missed as light.
         kernels = kernels / kernels.sum((1, 2), keepdims=True)
         whole = jax.vmap(lambda own: vb.convolve(own, soft, mode="full"))(kernels)
-        settled = jax.vmap(vb.settle, (0, 0, None, None))(observed, jax.lax.stop_gradient(whole), noise_variance, _SETTLING)
+        settled = jax.vmap(vb.settle, (0, 0, None, None))(observed, jax.lax.stop_gradient(whole), noise_variance, settling)
         sharp, variance = jax.lax.stop_gradient(settled)
         evidences = jax.vmap(vb.free_energy, (0, 0, 0, 0, None))(observed, whole, sharp, variance, noise_variance)
         return evidences.mean(), evidences
@@ -482,12 +485,15 @@ def _starts(
 
     And how many windows there were.
     """
-    side = max(config.window_side, _ROOM_IN_WINDOWS * _extent(kernel))
+    extent = _extent(kernel)
+    side = max(config.window_side, _ROOM_IN_WINDOWS * extent)
     found = local_kernels(
         image,
         initialiser,
         side=side,
         most=config.num_windows,
+        each=config.kernels_per_window,
+        kernel_size=_odd(max(first_kernel_size((side, side)), math.ceil(_ROOM * extent))),
         noise_std=noise_std,
         progress=progress and (lambda done, total: progress(done, total + len(config.scales))),
     )
@@ -513,25 +519,30 @@ def _coarse(
     level, half = rounds[0].level, len(rounds) // 2
     brief = dataclasses.replace(rounds[0], descents=rounds[0].descents // 2)
     still = level.fitted(starts[0])
-    found = dict(enumerate(side_by_side(lambda start: brief.descended(level.fitted(start)), starts)))
+
+    def valued(call: Callable[[], Turning]) -> tuple[Turning, float]:
+        turning = call()
+        return turning, level.evidence(turning)
+
+    calls: list[Callable[[], Turning]] = [functools.partial(brief.descended, level.fitted(start)) for start in starts]
+    found = dict(enumerate(side_by_side(valued, calls)))
 
     def ranked() -> list[int]:
-        evidences = {number: level.evidence(turning) for number, turning in found.items()}
-        return sorted(found, key=lambda number: (not found[number].is_plausible, evidences[number]))
+        return sorted(found, key=lambda number: (not found[number][0].is_plausible, found[number][1]))
 
     for part, count in ((rounds[:half], num_starts), (rounds[half:], (num_starts + 1) // 2)):
         numbers = ranked()[:count]
         without_turns = [dataclasses.replace(one, descents=0) for one in part]
-        calls: list[Callable[[], Turning]] = [
-            functools.partial(_through, part, found[number], None if index else report) for index, number in enumerate(numbers)
+        calls = [
+            functools.partial(_through, part, found[number][0], None if index else report)
+            for index, number in enumerate(numbers)
         ]
         calls.append(functools.partial(_through, without_turns, still, None))
-        *improved, still = side_by_side(lambda call: call(), calls)
+        *improved, (still, without) = side_by_side(valued, calls)
         found = dict(zip(numbers, improved, strict=True))
     best = ranked()[0]
-    if not found[best].is_plausible:
-        return starts[0], still, 0.0
-    return starts[best], found[best], level.evidence(still) - level.evidence(found[best])
+    varying, evidence = found[best]
+    return (starts[best], varying, without - evidence) if varying.is_plausible else (starts[0], still, 0.0)
 
 
 def _agreement(level: _Level, turning: Turning) -> float:
@@ -597,7 +608,7 @@ class _Round:
         size, count = self.level.size, (self.degree + 1) * (self.degree + 2) // 2 - 1
         turning = Turning(np.ones((size, size), np.float32), np.zeros(count), 1.0, 1.0)
         return [
-            (evidence_and_slope, self.level.evidence_arguments(turning)),
+            (evidence_and_slope, self.level.evidence_arguments(turning, _SETTLING)),
             (refine_turning, self.level.refining_arguments(turning, 1)),
         ]
 
@@ -691,7 +702,7 @@ class _Level:
             return dataclasses.replace(turning, coefficients=numbers[:-1], perspective=numbers[-1] / turning.reach)
 
         def evidence(numbers: np.ndarray) -> tuple[float, np.ndarray]:
-            (value, _), (slope, perspective) = self._evidence_and_slope(moved(numbers))
+            (value, _), (slope, perspective) = self._evidence_and_slope(moved(numbers), _SETTLING_IN_DESCENT)
             return float(value), np.append(slope, perspective / (turning.reach * turning.corner**2)).astype(np.float64)
 
         start = np.append(turning.coefficients, turning.perspective * turning.reach)
@@ -706,13 +717,15 @@ class _Level:
 
     def evidences(self, turning: Turning) -> np.ndarray:
         """F per pixel of each patch, ``[P]``."""
-        (_, evidences), _ = self._evidence_and_slope(turning.of_degree(max(1, _degree(len(turning.coefficients)))))
+        (_, evidences), _ = self._evidence_and_slope(turning.of_degree(max(1, _degree(len(turning.coefficients)))), _SETTLING)
         return np.asarray(evidences, np.float64)
 
-    def _evidence_and_slope(self, turning: Turning) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-        return evidence_and_slope(**self.evidence_arguments(turning))
+    def _evidence_and_slope(
+        self, turning: Turning, settling: int
+    ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+        return evidence_and_slope(**self.evidence_arguments(turning, settling))
 
-    def evidence_arguments(self, turning: Turning) -> dict[str, Any]:
+    def evidence_arguments(self, turning: Turning, settling: int) -> dict[str, Any]:
         """Those of :func:`evidence_and_slope`."""
         return {
             "patches": self.patches,
@@ -721,6 +734,7 @@ class _Level:
             "perspective": jnp.asarray(turning.inverse_square_of_focal_length, jnp.float32),
             "basis": jnp.asarray(turning.basis(_degree(len(turning.coefficients)))),
             "positions": self.positions - jnp.asarray(turning.origin, jnp.float32),
+            "settling": settling,
             "noise_variance": self.noise_variance,
             "image_softness_std": self.softness_std,
         }

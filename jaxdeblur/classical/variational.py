@@ -218,7 +218,11 @@ def counted_gradients(measured: jax.Array) -> jax.Array:
 
 
 def settle(
-    observed: jax.Array, whole: jax.Array, noise: jax.Array | float, iterations: int, counted: jax.Array | None = None
+    observed: jax.Array,
+    whole: jax.Array,
+    noise: jax.Array | float,
+    iterations: jax.Array | int,
+    counted: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """x and γ for a kernel that stays as it is."""
     start = jnp.zeros((2, *blur.latent_shape((observed.shape[-2], observed.shape[-1]), (whole.shape[0], whole.shape[1]))))

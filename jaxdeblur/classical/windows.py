@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 
 from jaxdeblur.classical.compiled import side_by_side
-from jaxdeblur.classical.initialiser import estimate_kernel, informative_crop
+from jaxdeblur.classical.initialiser import informative_crop, likely_kernels
 from jaxdeblur.config import InitialiserConfig
 
 
@@ -66,41 +66,38 @@ def local_kernels(
     *,
     side: int,
     most: int,
+    each: int,
+    kernel_size: int,
     noise_std: float,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[LocalKernels]:
     """Estimates kernels in each of some windows of a grey image.
 
-    By :func:`~jaxdeblur.classical.initialiser.estimate_kernel`, without variation of softness and thinness, and with two thirds
-    of the iterations.
+    By :func:`~jaxdeblur.classical.initialiser.likely_kernels`: with as few pixels as a window has, kernels that are refined any
+    further lose what they were right in.
 
     Args:
       blurry: ``[H, W]`` in [0, 1].
       config: of the estimates.
       side: of the windows, in pixels.
       most: windows.
+      each: kernels of a window, at most.
+      kernel_size: odd side of their support, reduced to a third of a window's.
       noise_std: of the image, in [0, 1] units.
       progress: called with (windows done, windows in all).
 
     Returns:
-      The finalists of each window, ``num_refined`` of ``config`` at most; none if a single window would be the whole image.
+      The likeliest of each window; none if a single window would be the whole image.
     """
     if most == 0:
         return []
     windows, middles = cut_windows(blurry, side, most)
     if len(windows) == 1:
         return []
-    brief = dataclasses.replace(
-        config,
-        finalist_iterations=2 * config.finalist_iterations // 3,
-        refine_iterations=2 * config.refine_iterations // 3,
-        vary_iterations=0,
-        num_fine=config.num_refined,
-    )
+    config = dataclasses.replace(config, num_finalists=each)
 
     def estimated(window: np.ndarray) -> tuple[np.ndarray, ...]:
-        estimate = estimate_kernel(window, brief, noise_std=noise_std)
-        return (estimate.kernel, *estimate.others)
+        return likely_kernels(window, config, kernel_size=kernel_size, noise_std=noise_std)
 
     found = []
     # The first compiles all programs; were all to begin together, each would.

@@ -84,8 +84,8 @@ class InitialiserConfig:
     image_side: int = 1280
 
     def __post_init__(self) -> None:
-        require(len(self.gradient_weights) > 0, "initialiser: give at least one gradient weight")
         weights = (*self.gradient_weights, *self.patient_weights)
+        require(len(weights) > 0, "initialiser: give at least one gradient weight or patient weight")
         require(min(weights) > 0, "initialiser: gradient weights must be positive")
         require(
             len(self.support_shares) > 0 and min(self.support_shares) > 0 and max(self.support_shares) <= 1,

@@ -28,6 +28,7 @@ class ShakeConfig:
       window_side: of the windows in which kernels to begin with are estimated, in pixels, or five times the kernel's side if
         that is more.
       num_windows: at most so many of them; with 0 only the kernel of the whole image begins.
+      kernels_per_window: the likeliest of each that begin.
       num_starts: of all kernels to begin with, how many go through half of the rounds at the first scale, those that explain
         the image best after a first descent; the better half of them goes through the others.
       largest_side: images larger than this are reduced to it for the estimate.
@@ -47,10 +48,11 @@ class ShakeConfig:
     num_patches: int = 16
     window_side: int = 192
     num_windows: int = 6
-    num_starts: int = 8
+    kernels_per_window: int = 2
+    num_starts: int = 6
     largest_side: int = 1024
     node_spacing: int = 80
-    smallest_gain: float = 0.02
+    smallest_gain: float = 0.005
     smallest_corner_std: float = 0.5
     smallest_agreement: float = 0.9
 
@@ -65,5 +67,6 @@ class ShakeConfig:
         require(min(self.descents) >= 0 and min(self.iterations) >= 0, "shake: descents and iterations must be 0 or more")
         require(self.patch_side >= 32 and self.num_patches >= 1, "shake: give at least one patch, of 32 pixels or more a side")
         require(self.window_side >= 64, "shake: window_side must be 64 pixels or more")
-        require(self.num_windows >= 0 and self.num_starts >= 1, "shake: num_windows must not be negative, num_starts 1 or more")
+        require(self.num_windows >= 0, "shake: num_windows must not be negative")
+        require(self.kernels_per_window >= 1 and self.num_starts >= 1, "shake: num_starts or kernels_per_window is below 1")
         require(self.largest_side >= 128 and self.node_spacing >= 16, "shake: largest_side or node_spacing is too small")

@@ -25,6 +25,29 @@ def test_a_motion_kernel_is_found(estimate):
     assert not estimate.touches_border
 
 
+@pytest.mark.parametrize("guess_side", [300, 100])
+def test_likely_kernels_are_patient_guesses_at_full_size(guess_side, monkeypatch):
+    config = dataclasses.replace(
+        QUICK, patient_weights=(4e-3, 8e-3), patient_iterations=10, guess_iterations=20, num_finalists=1, guess_side=guess_side
+    )
+    settings = []
+    original = initialiser._guess_calls
+    monkeypatch.setattr(initialiser, "_guess_calls", lambda *given: settings.append(given[3]) or original(*given))
+    kernels = initialiser.likely_kernels(scene().blurry, config, kernel_size=11, noise_std=NOISE_STD)
+    assert {setting[3] for one in settings for setting in one} == {config.patient_iterations}
+    assert [kernel.shape for kernel in kernels] == [(11, 11)]
+    assert kernels[0].min() >= 0.0
+    assert kernels[0].sum() == pytest.approx(1.0, abs=1e-5)
+    assert kernel_similarity(kernels[0], scene().kernel) > 0.8
+
+
+def test_likely_kernels_without_patient_guesses_are_the_usual_ones():
+    config = dataclasses.replace(QUICK, patient_weights=(), num_finalists=2)
+    kernels = initialiser.likely_kernels(scene().blurry, config, kernel_size=11, noise_std=NOISE_STD)
+    assert 1 <= len(kernels) <= 2
+    assert kernel_similarity(kernels[0], scene().kernel) > 0.8
+
+
 def test_every_distinct_guess_is_judged(estimate):
     assert 1 <= len(estimate.guess_scores) <= len(QUICK.gradient_weights) * len(QUICK.support_shares)
     assert np.isfinite(estimate.guess_scores).all()
