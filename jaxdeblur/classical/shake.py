@@ -52,6 +52,8 @@ from jaxdeblur.operators.kernels import centring_shift, normalise_kernel, pad_ke
 _ROOM = 1.2
 # What the kernels hold below this share of their peak, and islands below that mass, is noise.
 _FAINT, _ISLAND = 0.04, 0.05
+# The share of all kernels to begin with that have room for all their mass, beside that of the whole image.
+_EXTENTS_HELD = 0.8
 # Beside the support, as a share of it: kernels off the middle are as much wider.
 _TURN_ROOM = 0.2
 _MOST_NODES = 20
@@ -408,7 +410,7 @@ def estimate_shake(
     """Estimates how the kernel of a grey image varies, starting from one for the whole of it and from kernels of windows.
 
     From each, the polynomial starts from no turn. At a reduced size first, it and the kernel take turns in being refined, for
-    the likeliest starts, half of which are left out halfway, and the likeliest result is taken to full size. At the reduced
+    the likeliest starts, of which a third is left halfway, and the likeliest result is taken to full size. At the reduced
     size the kernel of the whole image alone is refined as often on the same patches and the same support: what is gained over
     that, how far the corners move, and how well the patches agree, tell whether the camera turned.
 
@@ -499,7 +501,8 @@ def _starts(
     )
     kernels = [(kernel, (0.0, 0.0))]
     kernels += [(own, (float(one.middle[0]), float(one.middle[1]))) for one in found for own in one.kernels]
-    extent = max(_extent(kernel) for kernel, _ in kernels)
+    # A wrong one may fill its support, and all others would have to be computed on as large a one.
+    extent = max(extent, _odd(int(np.quantile([_extent(kernel) for kernel, _ in kernels], _EXTENTS_HELD))))
     starts = []
     for kernel, origin in kernels:
         held = np.asarray(vb.in_the_middle(jnp.asarray(kernel), (extent, extent)))
@@ -513,7 +516,7 @@ def _coarse(
     """The start that leads to the likeliest estimate, that estimate, and its gain.
 
     A first descent alone tells little of where a start leads to, so the most promising ``num_starts`` of them go through half
-    of the rounds, and the better half of these through the others; those that turn more than a hand does come last. The gain is
+    of the rounds, and the best third of these through the others; those that turn more than a hand does come last. The gain is
     counted from the first start's kernel without a turn, refined alike, which is the estimate where no other is plausible.
     """
     level, half = rounds[0].level, len(rounds) // 2
@@ -530,7 +533,7 @@ def _coarse(
     def ranked() -> list[int]:
         return sorted(found, key=lambda number: (not found[number][0].is_plausible, found[number][1]))
 
-    for part, count in ((rounds[:half], num_starts), (rounds[half:], (num_starts + 1) // 2)):
+    for part, count in ((rounds[:half], num_starts), (rounds[half:], math.ceil(num_starts / 3))):
         numbers = ranked()[:count]
         without_turns = [dataclasses.replace(one, descents=0) for one in part]
         calls = [

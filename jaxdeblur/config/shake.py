@@ -30,7 +30,7 @@ class ShakeConfig:
       num_windows: at most so many of them; with 0 only the kernel of the whole image begins.
       kernels_per_window: the likeliest of each that begin.
       num_starts: of all kernels to begin with, how many go through half of the rounds at the first scale, those that explain
-        the image best after a first descent; the better half of them goes through the others.
+        the image best after a first descent; the best third of them goes through the others.
       largest_side: images larger than this are reduced to it for the estimate.
       node_spacing: pixels, or more for large images, between the middles of the parts of the image with a kernel each.
       smallest_gain: by how much the varying model must lower the negative log evidence per pixel for ``auto`` to take it.
@@ -43,9 +43,9 @@ class ShakeConfig:
     scales: tuple[float, ...] = (0.5, 0.5, 0.5, 0.5, 0.5, 1.0)
     degrees: tuple[int, ...] = (1, 1, 2, 2, 3, 3)
     descents: tuple[int, ...] = (8, 6, 8, 6, 8, 6)
-    iterations: tuple[int, ...] = (30, 30, 30, 30, 30, 60)
+    iterations: tuple[int, ...] = (30, 30, 30, 30, 30, 40)
     patch_side: int = 128
-    num_patches: int = 16
+    num_patches: int = 12
     window_side: int = 192
     num_windows: int = 6
     kernels_per_window: int = 2
