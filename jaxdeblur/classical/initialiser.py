@@ -51,14 +51,12 @@ class KernelEstimate:
       guess_scores: of each guess, by :func:`~jaxdeblur.classical.judge.score` at the scale where they were first compared;
         those with the lowest went on.
       touches_border: whether the kernel still reaches the border of the largest support there is room for.
-      others: ``[h, h]`` each, of the other finalists that came to the full size, the likeliest first.
     """
 
     kernels: dict[str, np.ndarray]
     scores: dict[str, float]
     guess_scores: tuple[float, ...]
     touches_border: bool
-    others: tuple[np.ndarray, ...] = ()
 
     @property
     def kernel(self) -> np.ndarray:
@@ -132,13 +130,8 @@ def estimate_kernel(
         touching = estimate.touches_border and _border_mass(estimate.kernel) > _BORDER_MASS
         larger = min(_odd(round(size * _GROWTH)), _largest_size(blurry.shape))
         if kernel_size is not None or not touching or larger <= size:
-            pad = functools.partial(_padded, size=kernel_size)
-            return dataclasses.replace(
-                estimate,
-                kernels={name: pad(kernel) for name, kernel in estimate.kernels.items()},
-                touches_border=touching,
-                others=tuple(map(pad, estimate.others)),
-            )
+            kernels = {name: _padded(kernel, size=kernel_size) for name, kernel in estimate.kernels.items()}
+            return dataclasses.replace(estimate, kernels=kernels, touches_border=touching)
         size = larger
 
 
@@ -220,14 +213,11 @@ def _estimate(
 
     varied = [_vary(model, _clean(candidate.kernel), candidate.support) for candidate in candidates]
     report(total)
-    ranked = _ranked([next(value for _, value in found.values()) for found in varied], config)
-    named = [
-        {name: np.asarray(_clean(candidates[number].cut(kernel))) for name, (kernel, _) in varied[number].items()}
-        for number in ranked
-    ]
-    judged = {name: value for name, (_, value) in varied[ranked[0]].items()}
-    others = tuple(next(iter(kernels.values())) for kernels in named[1:])
-    return KernelEstimate(named[0], judged, tuple(scores), len(candidates[ranked[0]].shares) == 1, others)
+    chosen = _ranked([next(value for _, value in found.values()) for found in varied], config)[0]
+    candidate, found = candidates[chosen], varied[chosen]
+    kernels = {name: np.asarray(_clean(candidate.cut(kernel))) for name, (kernel, _) in found.items()}
+    judged = {name: value for name, (_, value) in found.items()}
+    return KernelEstimate(kernels, judged, tuple(scores), len(candidate.shares) == 1)
 
 
 def _finalists(
