@@ -130,7 +130,10 @@ def estimate_kernel(
         touching = estimate.touches_border and _border_mass(estimate.kernel) > _BORDER_MASS
         larger = min(_odd(round(size * _GROWTH)), _largest_size(blurry.shape))
         if kernel_size is not None or not touching or larger <= size:
-            kernels = {name: _padded(kernel, size=kernel_size) for name, kernel in estimate.kernels.items()}
+            kernels = estimate.kernels
+            if kernel_size is not None:
+                given = (kernel_size, kernel_size)
+                kernels = {name: np.asarray(pad_kernel(jnp.asarray(kernel), given)) for name, kernel in kernels.items()}
             return dataclasses.replace(estimate, kernels=kernels, touches_border=touching)
         size = larger
 
@@ -160,12 +163,8 @@ def likely_kernels(
     compile_side_by_side(_guess_programs(seen, config, clipped=False) + _model_programs(looks, [], config, clipped=False))
     whole = _Model.of(blurry, None, config, noise_std, judged)
     kernels, _ = _likely_guesses(blurry, config, seen, whole, None, lambda _: None)
-    return tuple(np.asarray(_on_level(np.asarray(_clean(kernel)), levels[-1], scale=1.0 / judged.scale)) for kernel in kernels)
-
-
-def _padded(kernel: np.ndarray, *, size: int | None) -> np.ndarray:
-    """On a support of ``size``, or on its own where that is None."""
-    return kernel if size is None else np.asarray(pad_kernel(jnp.asarray(kernel), (size, size)))
+    size = levels[-1].kernel_size
+    return tuple(np.asarray(_resize_kernel(_clean(kernel), (size, size), scale=1.0 / judged.scale)) for kernel in kernels)
 
 
 def _estimate(
@@ -268,9 +267,8 @@ def _ranked(scores: Sequence[float], config: InitialiserConfig) -> list[int]:
     return [int(number) for number in np.argsort([scores[0] - config.smallest_lead, *scores[1:]], kind="stable")]
 
 
-def _on_level(kernel: np.ndarray, level: kernel_l0.Level, *, scale: float | None = None) -> jax.Array:
-    """A kernel of the full size or of another, which the level's is ``scale`` times, on the support of a level."""
-    return _resize_kernel(jnp.asarray(kernel), (level.kernel_size, level.kernel_size), scale=scale or level.scale)
+def _on_level(kernel: np.ndarray, level: kernel_l0.Level) -> jax.Array:
+    return _resize_kernel(jnp.asarray(kernel), (level.kernel_size, level.kernel_size), scale=level.scale)
 
 
 def _distinct(kernels: Sequence[jax.Array], order: Iterable[int]) -> list[int]:

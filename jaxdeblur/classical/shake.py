@@ -705,7 +705,8 @@ class _Level:
             return dataclasses.replace(turning, coefficients=numbers[:-1], perspective=numbers[-1] / turning.reach)
 
         def evidence(numbers: np.ndarray) -> tuple[float, np.ndarray]:
-            (value, _), (slope, perspective) = self._evidence_and_slope(moved(numbers), _SETTLING_IN_DESCENT)
+            arguments = self.evidence_arguments(moved(numbers), _SETTLING_IN_DESCENT)
+            (value, _), (slope, perspective) = evidence_and_slope(**arguments)
             return float(value), np.append(slope, perspective / (turning.reach * turning.corner**2)).astype(np.float64)
 
         start = np.append(turning.coefficients, turning.perspective * turning.reach)
@@ -720,13 +721,9 @@ class _Level:
 
     def evidences(self, turning: Turning) -> np.ndarray:
         """F per pixel of each patch, ``[P]``."""
-        (_, evidences), _ = self._evidence_and_slope(turning.of_degree(max(1, _degree(len(turning.coefficients)))), _SETTLING)
+        turning = turning.of_degree(max(1, _degree(len(turning.coefficients))))
+        (_, evidences), _ = evidence_and_slope(**self.evidence_arguments(turning, _SETTLING))
         return np.asarray(evidences, np.float64)
-
-    def _evidence_and_slope(
-        self, turning: Turning, settling: int
-    ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-        return evidence_and_slope(**self.evidence_arguments(turning, settling))
 
     def evidence_arguments(self, turning: Turning, settling: int) -> dict[str, Any]:
         """Those of :func:`evidence_and_slope`."""
