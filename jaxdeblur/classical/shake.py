@@ -69,8 +69,6 @@ _MOST_TURN = 1.0
 # Of perspective, at the corners: that of a lens of 20 mm before a frame of 36 x 24.
 _MOST_PERSPECTIVE = 1.2
 
-Profile = Callable[[jax.Array], jax.Array]
-
 
 def turned_kernels(kernel: jax.Array, angles: jax.Array, perspective: jax.Array | float, positions: jax.Array) -> jax.Array:
     """``k_p(u) = Σ_s w(s) δ(u − s − θ(s) J p − (p·s) p / f²)``, by linear interpolation; what leaves the support is lost.
@@ -85,29 +83,42 @@ def turned_kernels(kernel: jax.Array, angles: jax.Array, perspective: jax.Array 
       ``[P, h, w]``.
     """
     chex.assert_equal_shape([kernel, angles])
-    return _kernels(kernel, *_interpolations(angles, perspective, positions, _triangle))
+    neighbours = tuple(itertools.product((0, 1), (0, 1)))
+
+    # Light by light: the matrices of _interpolations would take gigabytes for the large kernels of large images.
+    def turned(position: jax.Array) -> jax.Array:
+        targets = jnp.stack([of_axis[0] for of_axis in _turned_shifts(angles, perspective, position[None])])
+        whole = jnp.floor(targets)
+        parts = targets - whole
+        found = jnp.zeros_like(kernel)
+        for neighbour in neighbours:
+            shares = jnp.prod(jnp.where(jnp.array(neighbour)[:, None] == 1, parts, 1.0 - parts), axis=0)
+            row, column = (whole + jnp.array(neighbour)[:, None]).astype(int)
+            inside = (row >= 0) & (row < kernel.shape[0]) & (column >= 0) & (column < kernel.shape[1])
+            found = found.at[row, column].add(jnp.where(inside, shares * kernel.ravel(), 0.0), mode="clip")
+        return found
+
+    return jax.lax.map(turned, positions)
 
 
-def _interpolations(
-    angles: jax.Array, perspective: jax.Array | float, positions: jax.Array, profile: Profile
-) -> tuple[jax.Array, jax.Array]:
-    """``[P, h, h w]`` and ``[P, w, h w]``: which share of the mass at each shift goes to each row and to each column."""
+def _turned_shifts(angles: jax.Array, perspective: jax.Array | float, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """``[P, h w]`` each: the row and the column of the kernel at p to which the light goes that w throws to each shift."""
     height, width = angles.shape
     rows, columns = (grid.ravel() for grid in jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij"))
     flat = angles.ravel()
     down, across = positions[:, :1], positions[:, 1:]
     along = perspective * (down * (rows - height // 2) + across * (columns - width // 2))
-    to_row, to_column = rows - flat * across + along * down, columns + flat * down + along * across
+    return rows - flat * across + along * down, columns + flat * down + along * across
+
+
+def _interpolations(angles: jax.Array, perspective: jax.Array | float, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """``[P, h, h w]`` and ``[P, w, h w]``: which share of the mass at each shift goes to each row and to each column."""
 
     def shares(targets: jax.Array, places: jax.Array) -> jax.Array:
-        return profile(targets[None, :, None] - places[:, None, :])
+        return _spline(targets[:, None, :] - places[None, :, None])
 
-    return shares(jnp.arange(height), to_row), shares(jnp.arange(width), to_column)
-
-
-def _triangle(distance: jax.Array) -> jax.Array:
-    """Linear interpolation: as narrow as it can be, but wider between pixels than on them."""
-    return jnp.maximum(0.0, 1.0 - jnp.abs(distance))
+    to_row, to_column = _turned_shifts(angles, perspective, positions)
+    return shares(to_row, jnp.arange(angles.shape[0])), shares(to_column, jnp.arange(angles.shape[1]))
 
 
 def _spline(distance: jax.Array) -> jax.Array:
@@ -170,7 +181,7 @@ def refine_turning(
     chex.assert_rank([patches, kernel, positions], [3, 2, 2])
     chex.assert_equal_shape([kernel, angles, support])
     observed, soft = _observe(patches, vb.refining_c(noise_variance), image_softness_std)
-    interpolations = _interpolations(angles, perspective, positions, _spline)
+    interpolations = _interpolations(angles, perspective, positions)
 
     def whole_kernels(kernel: jax.Array) -> jax.Array:
         return jax.vmap(lambda own: vb.convolve(own, soft, mode="full"))(_kernels(kernel, *interpolations))
@@ -248,7 +259,7 @@ def evidence_and_slope(
 
     def mean_evidence(coefficients: jax.Array, perspective: jax.Array) -> tuple[jax.Array, jax.Array]:
         angles = jnp.tensordot(coefficients, basis, 1)
-        kernels = _kernels(kernel, *_interpolations(angles, perspective, positions, _spline))
+        kernels = _kernels(kernel, *_interpolations(angles, perspective, positions))
         # What has left the support must not be missed as light.
         kernels = kernels / kernels.sum((1, 2), keepdims=True)
         whole = jax.vmap(lambda own: vb.convolve(own, soft, mode="full"))(kernels)

@@ -67,12 +67,18 @@ def test_kernels_are_linear_in_the_middles_and_have_an_adjoint():
     positions = jnp.asarray(20.0 * generator.normal(size=(4, 2)), jnp.float32)
     angles = jnp.asarray(0.05 * generator.normal(size=(7, 5)), jnp.float32)
     kernel, kernels = (jnp.asarray(generator.normal(size=shape), jnp.float32) for shape in ((7, 5), (4, 7, 5)))
-    interpolations = shake._interpolations(angles, 1e-3, positions, shake._triangle)
-    forward = shake.turned_kernels(kernel, angles, 1e-3, positions)
+    interpolations = shake._interpolations(angles, 1e-3, positions)
+    forward = shake._kernels(kernel, *interpolations)
     backward = shake._kernels_adjoint(kernels, *interpolations)
     np.testing.assert_allclose(jnp.vdot(forward, kernels), jnp.vdot(kernel, backward), rtol=1e-4)
     in_the_middle = shake.turned_kernels(kernel, angles, 1e-3, jnp.zeros((1, 2)))
     np.testing.assert_allclose(in_the_middle[0], kernel, atol=1e-6)
+
+
+def test_many_large_kernels_take_little_memory():
+    kernel, positions = jax.ShapeDtypeStruct((151, 151), jnp.float32), jax.ShapeDtypeStruct((300, 2), jnp.float32)
+    program = jax.jit(shake.turned_kernels).lower(kernel, kernel, 1e-6, positions).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 100e6  # the kernels themselves take 27
 
 
 def test_the_spline_has_one_width_and_sum_wherever_it_lies():
