@@ -24,6 +24,7 @@ QUICK = InitialiserConfig(
     fine_iterations=20,
     softness_stds=(0.4,),
     vary_iterations=0,
+    descents=0,
 )
 NOISE_STD = 0.002
 

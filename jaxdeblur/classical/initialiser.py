@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.ndimage
 
-from jaxdeblur.classical import kernel_l0, variational
+from jaxdeblur.classical import descent, kernel_l0, variational
 from jaxdeblur.classical.compiled import compile_side_by_side, run_side_by_side
-from jaxdeblur.classical.judge import score
+from jaxdeblur.classical.judge import judging_softness_std, score
 from jaxdeblur.config import InitialiserConfig
 from jaxdeblur.operators.kernels import centre_kernel, crop_kernel, pad_kernel, resize_kernel
 
@@ -36,6 +36,8 @@ _FINAL_THRESHOLD, _FINAL_ISLAND = 0.02, 0.05
 # Room left around the kernel when its support is drawn in, as a share of its extent.
 _MARGIN = 0.25
 _TIGHT_SHARES = (0.25, 0.35, 0.5, 0.7)
+# In pixels, of the Gaussian that fills the gaps of a kernel before its score is descended.
+_FIRST_WIDTH = 0.5
 # Square roots of the pixels of the reduced images by which a kernel is compared with guesses.
 _REDUCED_SIDES = (128, 180)
 
@@ -206,11 +208,14 @@ def _estimate(
             reaching = [one for one, (kernel, _) in zip(reaching, refined, strict=True) if not one.takes(kernel)]
         # Without variation this is the last time that they are judged.
         if index == judged_at and len(candidates) > (config.num_fine if config.vary_iterations else 1):
-            judged_there = model.judge([_clean(candidate.kernel) for candidate in candidates], config.judging_softness_std)
+            judged_there = model.judge([_clean(candidate.kernel) for candidate in candidates])
             candidates = [candidates[number] for number in _ranked(judged_there, config)[: config.num_fine]]
         report(index + 1)
 
-    varied = [_vary(model, _clean(candidate.kernel), candidate.support) for candidate in candidates]
+    varied = [
+        _descend(model, _vary(model, _clean(candidate.kernel), candidate.support), candidate.support)
+        for candidate in candidates
+    ]
     report(total)
     chosen = _ranked([next(value for _, value in found.values()) for found in varied], config)[0]
     candidate, found = candidates[chosen], varied[chosen]
@@ -233,7 +238,7 @@ def _finalists(
         full = _support(levels[-1].kernel_size, 1.0)
         attempts = [whole.attempt(finalist, full) for finalist in finalists]
         finalists = [kernel for kernel, _ in whole.refine(attempts, config.finalist_iterations)]
-        order = np.argsort(whole.judge(finalists, config.judging_softness_std), kind="stable")
+        order = np.argsort(whole.judge(finalists), kind="stable")
         finalists = [finalists[index] for index in _distinct(finalists, order)[: config.num_refined]]
     return finalists, scores
 
@@ -257,7 +262,7 @@ def _likely_guesses(
     refined = model.refine([model.attempt(guess, full) for guess in guesses], config.guess_iterations)
     scores = [judged for _, judged in refined]
     if config.guess_iterations == 0 and len(guesses) > 1:
-        scores = model.judge(guesses, config.softness_stds[0])
+        scores = model.judge(guesses)
     compared = [kernel for kernel, _ in refined]
     return [compared[index] for index in _distinct(compared, np.argsort(scores))[: config.num_finalists]], scores
 
@@ -291,7 +296,7 @@ def _vary(model: _Model, best: jax.Array, support: jax.Array) -> dict[str, tuple
 
     def varied(attempts: Sequence[_Attempt], names: Sequence[str]) -> list[tuple[float, str, jax.Array, _Attempt]]:
         kernels = [_clean(kernel) for kernel, _ in model.refine(attempts, config.vary_iterations, annealed=False)]
-        judged = model.judge(kernels, config.judging_softness_std)
+        judged = model.judge(kernels)
         return list(zip(judged, names, kernels, attempts, strict=True))
 
     if config.vary_iterations == 0:
@@ -302,6 +307,19 @@ def _vary(model: _Model, best: jax.Array, support: jax.Array) -> dict[str, tuple
     thinnesses = [dataclasses.replace(attempt, kernel=kernel, thinness=thinness) for thinness in config.thinnesses]
     found += varied(thinnesses, [f"{name}, thinness {thinness:g}" for thinness in config.thinnesses])
     return {name: (kernel, value) for value, name, kernel, _ in sorted(found, key=lambda one: one[0])}
+
+
+def _descend(
+    model: _Model, found: dict[str, tuple[jax.Array, float]], support: jax.Array
+) -> dict[str, tuple[jax.Array, float]]:
+    """Adds what the best of these kernels becomes when it descends its score; the best first."""
+    if model.config.descents == 0:
+        return found
+    name, (kernel, _) = next(iter(found.items()))
+    descended = _clean(model.descended(kernel, support))
+    values = model.judge([kernel, descended])
+    found = found | {name: (kernel, values[0]), f"{name}, descended": (descended, values[1])}
+    return dict(sorted(found.items(), key=lambda one: one[1][1]))
 
 
 @dataclasses.dataclass(eq=False)
@@ -405,7 +423,7 @@ def lead_of_guesses(
         tried = [_on_level(kernel, level), *(guesses[number] for number in _distinct(guesses, range(len(guesses))))]
         attempts = [model.attempt(one, _support(level.kernel_size, 1.0)) for one in tried]
         improved = [one for one, _ in model.refine(attempts, config.guess_iterations)]
-        scores = np.asarray(model.judge(tried + improved, config.judging_softness_std)).reshape(2, len(tried)).min(axis=0)
+        scores = np.asarray(model.judge(tried + improved)).reshape(2, len(tried)).min(axis=0)
         leads.append(float(scores[0] - scores[1:].min()))
     return float(np.mean(leads))
 
@@ -427,7 +445,7 @@ def _programs(
     judged, last = levels[judged_at], levels[-1]
     whole = max(judged.shape)
     refined = [(judged, config.refine_side, config.refine_iterations)]
-    compared = [(last, config.refine_side, config.vary_iterations)]
+    compared = [(last, config.refine_side, config.vary_iterations + config.descents)]
     guessed: _Calls = []
     if guesses:
         guessed = _guess_programs(levels[: judged_at + 1], config, clipped)
@@ -435,7 +453,12 @@ def _programs(
         compared += [(judged, whole, config.finalist_iterations)]
     refined += [(level, config.refine_side, config.fine_iterations) for level in levels[judged_at + 1 :]]
     refined += [(last, config.refine_side, config.vary_iterations)]
-    return guessed + _model_programs(refined, compared, config, clipped)
+    descended: _Calls = []
+    if config.descents:
+        image = _any_array(descent.half_shape(tuple(min(config.descent_side, side) for side in last.shape)))
+        call = descent.value_call(image, image if clipped else None, _any_kernel(last), 0.0, 0.0)
+        descended = [(variational.evidence_and_slope, call)]
+    return guessed + _model_programs(refined, compared, config, clipped) + descended
 
 
 _any_array: Callable[..., Any] = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
@@ -460,8 +483,8 @@ def _model_programs(refined: Sequence[_Look], compared: Sequence[_Look], config:
 
     def model(level: kernel_l0.Level, side: int) -> _Model:
         image = _any_array((min(side, level.shape[0]), min(side, level.shape[1])))
-        noise = config.noise_variance
-        return _Model(image, image if clipped else None, noise, config.first_noise_variance, level.scale, config)
+        numbers = (config.noise_variance, config.first_noise_variance, config.judging_softness_std, level.scale)
+        return _Model(image, image if clipped else None, *numbers, config)
 
     calls: _Calls = []
     for level, side, iterations in refined:
@@ -471,7 +494,7 @@ def _model_programs(refined: Sequence[_Look], compared: Sequence[_Look], config:
             calls += [(variational.refine_kernel, call) for call in improved.refine_calls(attempts, iterations)]
     for level, side, iterations in compared:
         if iterations:
-            judged_calls = model(level, side).judge_calls([_any_kernel(level)], config.judging_softness_std)
+            judged_calls = model(level, side).judge_calls([_any_kernel(level)])
             calls += [(variational.negative_log_evidence, call) for call in judged_calls]
     return list({(program, call["blurry"].shape, call["kernel"].shape): (program, call) for program, call in calls}.values())
 
@@ -533,6 +556,7 @@ class _Model:
       measured: ``[H, W]``, zero where it was clipped; None if it was not.
       noise_variance: ν where its annealing ends.
       first_noise_variance: and where it begins.
+      judging_softness_std: of the sharp image, in pixels of the full size.
       scale: of the image, as a share of the full size.
       config: its other settings.
     """
@@ -541,6 +565,7 @@ class _Model:
     measured: jax.Array | None
     noise_variance: float
     first_noise_variance: float
+    judging_softness_std: float
     scale: float
     config: InitialiserConfig
 
@@ -556,7 +581,8 @@ class _Model:
         """The model of a full-size image at a level of the pyramid."""
         noise = variational.noise_variance(noise_std * level.scale, smallest=config.noise_variance)
         first = config.first_noise_variance / config.noise_variance * noise
-        return cls(_resize(blurry, level), _measured_at(measured, level), noise, first, level.scale, config)
+        softness = judging_softness_std(config, noise_std=noise_std)
+        return cls(_resize(blurry, level), _measured_at(measured, level), noise, first, softness, level.scale, config)
 
     def informative(self, side: int) -> _Model:
         """That of the :func:`informative_crop` of at most ``side`` pixels a side."""
@@ -599,19 +625,35 @@ class _Model:
             for attempt in attempts
         ]
 
-    def judge(self, kernels: Sequence[jax.Array], softness_std: float) -> list[float]:
+    def descended(self, kernel: jax.Array, support: jax.Array) -> jax.Array:
+        """A kernel after descending its score, from a wider one: what has no mass gets none."""
+        model = self.informative(self.config.descent_side)
+        measured = [None] * 2 if model.measured is None else descent.halves(model.measured)
+        found = descent.descend(
+            descent.halves(model.image),
+            measured,
+            scipy.ndimage.gaussian_filter(np.asarray(kernel, np.float64), _FIRST_WIDTH, mode="constant"),
+            np.asarray(support),
+            steps=self.config.descents,
+            noise_variance=self.noise_variance,
+            image_softness_std=variational.softness_at(self.scale, self.judging_softness_std),
+            thinness=self.config.judging_thinness,
+        )
+        return jnp.asarray(found)
+
+    def judge(self, kernels: Sequence[jax.Array]) -> list[float]:
         """The scores of kernels of one shape, with the same softness for all."""
-        evidences = run_side_by_side(variational.negative_log_evidence, self.judge_calls(kernels, softness_std))
+        evidences = run_side_by_side(variational.negative_log_evidence, self.judge_calls(kernels))
         return [score(evidence, kernel, self.config) for kernel, evidence in zip(kernels, evidences, strict=True)]
 
-    def judge_calls(self, kernels: Sequence[jax.Array], softness_std: float) -> list[dict[str, Any]]:
+    def judge_calls(self, kernels: Sequence[jax.Array]) -> list[dict[str, Any]]:
         """What :meth:`judge` computes."""
         return [
             {
                 "blurry": self.image,
                 "kernel": kernel,
                 "noise_variance": self.noise_variance,
-                "image_softness_std": variational.softness_at(self.scale, softness_std),
+                "image_softness_std": variational.softness_at(self.scale, self.judging_softness_std),
                 "measured": self.measured,
             }
             for kernel in kernels

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxdeblur.classical import variational
 from jaxdeblur.classical.compiled import run_side_by_side
+from jaxdeblur.classical.noise import noisiness
 from jaxdeblur.config import InitialiserConfig
 from jaxdeblur.operators.kernels import pad_kernel
 
@@ -48,13 +49,22 @@ def judge(
             "blurry": jnp.asarray(blurry),
             "kernel": pad_kernel(jnp.asarray(kernel), shape),
             "noise_variance": variance,
-            "image_softness_std": config.judging_softness_std,
+            "image_softness_std": judging_softness_std(config, noise_std=noise_std),
             "measured": None if measured is None else jnp.asarray(measured, jnp.float32),
         }
         for kernel in kernels.values()
     ]
     evidences = run_side_by_side(variational.negative_log_evidence, calls)
     return {name: score(evidence, kernel, config) for (name, kernel), evidence in zip(kernels.items(), evidences, strict=True)}
+
+
+def judging_softness_std(config: InitialiserConfig, *, noise_std: float) -> float:
+    """The sharp image's softness, in pixels, with which kernels of an image of that noise are judged.
+
+    The noisier the image, the more it speaks for too small kernels, and the less may be left to the softness.
+    """
+    least, most = config.noisy_softness_std, config.judging_softness_std
+    return most + (least - most) * noisiness(noise_std)
 
 
 def score(evidence: jax.Array | float, kernel: jax.Array | np.ndarray, config: InitialiserConfig) -> float:

@@ -25,6 +25,8 @@ _SATURATION_MARGIN = 1.5 / 255.0
 _FEWEST_PIXELS = 100
 # The median only starts the clipping, and sorting is slow: about this many pixels of a regular grid do.
 _MEDIAN_SAMPLES = 40_000
+# Images with at most so much noise, and with at least so much, in [0, 1] units, are treated alike.
+_LITTLE_NOISE, _MUCH_NOISE = 0.002, 0.01
 
 
 def noise_std(image: npt.ArrayLike | jax.Array) -> float:
@@ -92,3 +94,8 @@ def _neighbourhood(combine: Callable[[jax.Array, jax.Array], jax.Array], channel
     """Combines the 3×3 pixels around each inner pixel: ``[..., H, W]`` to ``[..., H-2, W-2]``."""
     rows = combine(combine(channels[..., :-2, :], channels[..., 1:-1, :]), channels[..., 2:, :])
     return combine(combine(rows[..., :-2], rows[..., 1:-1]), rows[..., 2:])
+
+
+def noisiness(noise_std: float) -> float:
+    """How noisy an image counts as: 0 for a noise of at most 0.002, in [0, 1] units, 1 from 0.01 on, linear between."""
+    return min(1.0, max(0.0, (noise_std - _LITTLE_NOISE) / (_MUCH_NOISE - _LITTLE_NOISE)))

@@ -396,7 +396,7 @@ class ShakeEstimate:
       roll_std: standard deviation of the camera's angle over the exposure, in degrees.
       corner_std: standard deviation in pixels of what the turn adds to the shifts in the image's corners.
       agreement: how well the parts of the image agree about the turn, at most 1, see :func:`_agreement`.
-      clear: whether all three are as large as :class:`~jaxdeblur.config.ShakeConfig` demands.
+      clear: whether gain, corner_std and agreement are as large as :class:`~jaxdeblur.config.ShakeConfig` demands.
     """
 
     kernels: np.ndarray | None
@@ -467,7 +467,7 @@ def estimate_shake(
     level = coarse[0].level
     corner_std = varying.corner_std / (level.share * reduced)
     agreement = _agreement(level, varying)
-    large = gain >= config.smallest_gain and corner_std >= config.smallest_corner_std
+    large = gain >= config.smallest_gain and reduced * corner_std >= config.smallest_corner_std
     clear = large and agreement >= config.smallest_agreement
     told = ShakeEstimate(None, gain, math.degrees(varying.roll_std), corner_std, agreement, clear)
     if only_if_clear and not clear:

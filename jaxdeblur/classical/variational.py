@@ -42,7 +42,8 @@ NOISE_DECAY = 0.97
 _IMAGE_CG_STEPS = 10
 _KERNEL_STEPS = 8
 _POWER_STEPS = 2
-_JUDGE_ITERATIONS = 12
+# Where F is compared or descended: x has to be at its minimum, or F speaks for kernels that conjugate gradients like.
+JUDGING_ITERATIONS, JUDGING_CG_STEPS = 12, 20
 SETTLING_ITERATIONS = 8
 _SOFTNESS_RADIUS = 3
 _WHITENING_RADIUS = 3
@@ -203,8 +204,35 @@ def negative_log_evidence(
     observed, soft = observe(blurry, judging_c(noise_variance), image_softness_std)
     counted = None if measured is None else counted_gradients(measured)
     whole = convolve(kernel, soft, mode="full")
-    sharp, variance = settle(observed, whole, noise_variance, _JUDGE_ITERATIONS, counted)
+    sharp, variance = settle(observed, whole, noise_variance, JUDGING_ITERATIONS, counted, steps=JUDGING_CG_STEPS)
     return free_energy(observed, whole, sharp, variance, noise_variance, counted)
+
+
+@reproducible_jit
+def evidence_and_slope(
+    blurry: jax.Array,
+    kernel: jax.Array,
+    *,
+    noise_variance: jax.Array | float,
+    image_softness_std: jax.Array | float,
+    measured: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """F(k) per pixel as in :func:`negative_log_evidence`, and its slope, ``[h, h]``.
+
+    At the minimum over x the slope is the partial one, with x and γ as they are. Short of it it leads elsewhere.
+    """
+    chex.assert_rank([blurry, kernel], 2)
+    observed, soft = observe(blurry, judging_c(noise_variance), image_softness_std)
+    counted = None if measured is None else counted_gradients(measured)
+
+    def evidence(kernel: jax.Array) -> jax.Array:
+        whole = convolve(kernel, soft, mode="full")
+        fixed = jax.lax.stop_gradient(whole)
+        settled = settle(observed, fixed, noise_variance, JUDGING_ITERATIONS, counted, steps=JUDGING_CG_STEPS)
+        sharp, variance = jax.lax.stop_gradient(settled)
+        return free_energy(observed, whole, sharp, variance, noise_variance, counted)
+
+    return jax.value_and_grad(evidence)(kernel)
 
 
 def counted_gradients(measured: jax.Array) -> jax.Array:
@@ -223,12 +251,14 @@ def settle(
     noise: jax.Array | float,
     iterations: jax.Array | int,
     counted: jax.Array | None = None,
+    *,
+    steps: int = _IMAGE_CG_STEPS,
 ) -> tuple[jax.Array, jax.Array]:
-    """x and γ for a kernel that stays as it is."""
+    """x and γ for a kernel that stays as it is; ``steps`` of conjugate gradients in each iteration."""
     start = jnp.zeros((2, *blur.latent_shape((observed.shape[-2], observed.shape[-1]), (whole.shape[0], whole.shape[1]))))
 
     def improve(_: int, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        sharp, uncertainty = image_step(observed, whole, *state, noise, counted)
+        sharp, uncertainty = image_step(observed, whole, *state, noise, counted, steps=steps)
         return sharp, sharp**2 + uncertainty
 
     return jax.lax.fori_loop(0, iterations, improve, (start, jnp.full_like(start, _FIRST_VARIANCE)))
@@ -279,6 +309,8 @@ def image_step(
     variance: jax.Array,
     noise: jax.Array | float,
     counted: jax.Array | None = None,
+    *,
+    steps: int = _IMAGE_CG_STEPS,
 ) -> tuple[jax.Array, jax.Array]:
     """Posterior mean and (diagonal) variance of the sharp image's gradients, ``[2, H', W']`` each."""
     forward, adjoint = blur.valid_blur(whole, (sharp.shape[-2], sharp.shape[-1]), pairs=True)
@@ -288,7 +320,7 @@ def image_step(
         return adjoint(_counting(forward(candidate), counted)) / noise + candidate / variance
 
     target = adjoint(_counting(observed, counted)) / noise
-    mean, _ = cg(normal, target, x0=sharp, tol=1e-4, maxiter=_IMAGE_CG_STEPS, M=lambda residual: residual * uncertainty)
+    mean, _ = cg(normal, target, x0=sharp, tol=1e-4, maxiter=steps, M=lambda residual: residual * uncertainty)
     return mean, uncertainty
 
 

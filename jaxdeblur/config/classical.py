@@ -40,12 +40,16 @@ class InitialiserConfig:
       softness_stds: standard deviations in pixels of the sharp image's own softness, the Gaussian that even a sharp
         photograph's edges carry: the first is taken until the kernel has its full size, then it is refined on with each, and
         :func:`jaxdeblur.classical.judge.score` chooses.
-      judging_softness_std: the softness with which kernels are judged.
+      judging_softness_std: the softness with which kernels are judged, and descend their score in the end, if there is little
+        noise.
+      noisy_softness_std: the same for images with much noise.
       thinness: weight of Σ√k, a prior that says that camera shake leaves a thin trace, beside the negative log evidence per
         pixel while kernels are refined; see :func:`jaxdeblur.classical.variational.thinness_penalty`.
-      judging_thinness: the same where kernels are compared.
+      judging_thinness: the same where kernels are compared, and descend their score.
       thinnesses: weights tried in its place after the softnesses, from the best of their kernels.
       vary_iterations: variational iterations given to the kernel of full size with each softness and with each thinness.
+      descents: steps by which the best of these then descends its score itself, see :mod:`jaxdeblur.classical.descent`.
+      descent_side: there an informative crop of at most this many pixels a side is looked at.
       kernel_width_stds: least and largest standard deviation in pixels of the Gaussian by which the kernel is widened before an
         image is restored with it, see :mod:`jaxdeblur.classical.width`; zeros for none.
       guess_side: guesses are told apart on a level of the pyramid of at most about this many pixels a side.
@@ -72,12 +76,15 @@ class InitialiserConfig:
     noise_variance: float = 1e-6
     first_noise_variance: float = 3e-6
     softness_stds: tuple[float, ...] = (0.7, 0.4, 1.0)
-    judging_softness_std: float = 0.45
+    judging_softness_std: float = 0.55
+    noisy_softness_std: float = 0.4
     thinness: float = 1e-3
-    judging_thinness: float = 1e-3
+    judging_thinness: float = 0.01
     thinnesses: tuple[float, ...] = (0.0, 3e-3)
     vary_iterations: int = 30
-    kernel_width_stds: tuple[float, float] = (0.45, 0.6)
+    descents: int = 15
+    descent_side: int = 384
+    kernel_width_stds: tuple[float, float] = (0.0, 0.5)
     guess_side: int = 300
     guess_window_side: int = 192
     refine_side: int = 512
@@ -106,7 +113,9 @@ class InitialiserConfig:
         )
         least, most = self.kernel_width_stds
         require(0 <= least <= most, "initialiser: kernel_width_stds must be two numbers, 0 <= least <= most")
-        require(min(self.guess_side, self.refine_side, self.image_side) >= 64, "initialiser: sides must be 64 pixels or more")
+        require(self.descents >= 0, "initialiser: descents must not be negative")
+        sides = (self.guess_side, self.refine_side, self.descent_side, self.image_side)
+        require(min(sides) >= 64, "initialiser: sides must be 64 pixels or more")
 
 
 @dataclasses.dataclass(frozen=True)

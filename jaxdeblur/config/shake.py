@@ -34,8 +34,9 @@ class ShakeConfig:
       largest_side: images larger than this are reduced to it for the estimate.
       node_spacing: pixels, or more for large images, between the middles of the parts of the image with a kernel each.
       smallest_gain: by how much the varying model must lower the negative log evidence per pixel for ``auto`` to take it.
-      smallest_corner_std: and by how much in pixels the kernels of the image's corners must differ from that of its middle, a
-        standard deviation over the exposure: without a turn another start has merely led to another kernel.
+      smallest_corner_std: and by how much the kernels of the image's corners must differ from that of its middle, a standard
+        deviation over the exposure in pixels at the size of the estimate: smaller turns are not worth what kernels that vary
+        are less certain, and without a turn another start has merely led to another kernel.
       smallest_agreement: and how well the parts of the image must agree about the turn: the sum of what it lowers the negative
         log evidence of each by, as a share of the sum of what it changes it by.
     """
@@ -53,7 +54,7 @@ class ShakeConfig:
     largest_side: int = 1024
     node_spacing: int = 80
     smallest_gain: float = 0.005
-    smallest_corner_std: float = 0.5
+    smallest_corner_std: float = 1.0
     smallest_agreement: float = 0.9
 
     def __post_init__(self) -> None:

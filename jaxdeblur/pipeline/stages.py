@@ -57,6 +57,7 @@ _SIZE_ONLY = InitialiserConfig(
     refine_iterations=0,
     fine_iterations=0,
     vary_iterations=0,
+    descents=0,
 )
 
 

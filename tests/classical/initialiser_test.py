@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from jaxdeblur.classical import initialiser, kernel_l0, variational
+from jaxdeblur.classical import descent, initialiser, kernel_l0, variational
 from jaxdeblur.evaluation.metrics import kernel_similarity
 from jaxdeblur.operators.kernels import kernel_centre, pad_kernel
 from tests.scenes import NOISE_STD, QUICK, scene
@@ -193,6 +193,49 @@ def test_the_kernel_is_refined_with_each_softness_then_with_each_thinness(lowest
     np.testing.assert_array_equal(varied[2]["kernel"], found.kernels[softness])
 
 
+@pytest.mark.parametrize("last_is_better", [True, False])
+def test_the_best_kernel_descends_its_score_in_the_end(last_is_better, monkeypatch):
+    given = []
+
+    def descended(images, measured, kernel, support, **options):
+        given.append((images, kernel, support, options))
+        return np.asarray(scene_kernel())
+
+    def judged(*_, kernel, **__):
+        return float(last_is_better == (not np.array_equal(kernel, initialiser._clean(scene_kernel()))))
+
+    monkeypatch.setattr(initialiser.descent, "descend", descended)
+    monkeypatch.setattr(initialiser.variational, "negative_log_evidence", judged)
+    monkeypatch.setattr(initialiser, "run_side_by_side", lambda program, calls: [program(**call) for call in calls])
+    monkeypatch.setattr(initialiser, "compile_side_by_side", lambda calls: None)
+    config = dataclasses.replace(
+        QUICK,
+        num_finalists=1,
+        descents=7,
+        judging_softness_std=0.6,
+        judging_thinness=1e-6,
+        descent_side=64,
+    )
+    found = initialiser.estimate_kernel(scene().blurry, config, kernel_size=11, noise_std=NOISE_STD)
+    assert list(found.kernels) == ["classical", "classical, descended"][:: -1 if last_is_better else 1]
+    assert found.scores[next(iter(found.kernels))] == pytest.approx(0.0, abs=1e-4)
+    np.testing.assert_array_equal(found.kernels["classical, descended"], initialiser._clean(scene_kernel()))
+    (images, kernel, support, options), *others = given
+    assert not others
+    assert [image.shape for image in images] == [(32, 64)] * 2
+    # From a kernel without gaps.
+    assert (np.asarray(kernel) > 0).sum() > (found.kernels["classical"] > 0).sum()
+    assert np.asarray(support).shape == (11, 11)
+    assert options["steps"] == 7
+    assert options["thinness"] == 1e-6
+    assert options["image_softness_std"] == 0.6
+    assert options["noise_variance"] == pytest.approx(NOISE_STD**2)
+
+
+def scene_kernel():
+    return pad_kernel(jnp.asarray(scene().kernel), (11, 11))
+
+
 def test_the_same_image_gives_the_same_bytes(estimate):
     again = initialiser.estimate_kernel(scene().blurry, QUICK, kernel_size=11, noise_std=NOISE_STD)
     assert again.kernel.tobytes() == estimate.kernel.tobytes()
@@ -304,13 +347,18 @@ def test_every_program_is_compiled_before_the_first_call(guess_side, clipped, mo
         called.update(types(program, call) for call in calls)
         if program is variational.negative_log_evidence:
             return [float(number) for number in range(len(calls))]
+        if program is variational.evidence_and_slope:
+            return [(1.0, jnp.zeros_like(call["kernel"])) for call in calls]
         # Kernels that are not the same.
         kernels = [jnp.zeros_like(call["kernel"]).at[2, 1 + number].set(1.0) for number, call in enumerate(calls)]
         return kernels if program is kernel_l0.estimate_level else [(kernel, 0.0) for kernel in kernels]
 
     monkeypatch.setattr(initialiser, "compile_side_by_side", lambda calls: compiled.update(types(*one) for one in calls))
     monkeypatch.setattr(initialiser, "run_side_by_side", answers)
-    config = dataclasses.replace(QUICK, guess_side=guess_side, guess_window_side=64, refine_side=80, vary_iterations=3)
+    monkeypatch.setattr(descent, "run_side_by_side", answers)
+    config = dataclasses.replace(
+        QUICK, guess_side=guess_side, guess_window_side=64, refine_side=80, vary_iterations=3, descents=2, descent_side=70
+    )
     measured = np.ones_like(scene().blurry) if clipped else None
     initialiser.estimate_kernel(scene().blurry, config, kernel_size=11, noise_std=NOISE_STD, measured=measured)
     assert compiled == called
