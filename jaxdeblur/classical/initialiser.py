@@ -15,7 +15,7 @@ import scipy.ndimage
 
 from jaxdeblur.classical import descent, kernel_l0, variational
 from jaxdeblur.classical.compiled import compile_side_by_side, run_side_by_side
-from jaxdeblur.classical.judge import judging_softness_std, score
+from jaxdeblur.classical.judge import descent_softness_std, score
 from jaxdeblur.config import InitialiserConfig
 from jaxdeblur.operators.kernels import centre_kernel, crop_kernel, pad_kernel, resize_kernel
 
@@ -312,14 +312,15 @@ def _vary(model: _Model, best: jax.Array, support: jax.Array) -> dict[str, tuple
 def _descend(
     model: _Model, found: dict[str, tuple[jax.Array, float]], support: jax.Array
 ) -> dict[str, tuple[jax.Array, float]]:
-    """Adds what the best of these kernels becomes when it descends its score; the best first."""
+    """Adds what the best of these kernels becomes when it descends its score, by which all are judged then; the best first."""
     if model.config.descents == 0:
         return found
-    name, (kernel, _) = next(iter(found.items()))
-    descended = _clean(model.descended(kernel, support))
-    values = model.judge([kernel, descended])
-    found = found | {name: (kernel, values[0]), f"{name}, descended": (descended, values[1])}
-    return dict(sorted(found.items(), key=lambda one: one[1][1]))
+    best, (kernel, _) = next(iter(found.items()))
+    kernels = {name: kernel for name, (kernel, _) in found.items()}
+    kernels[f"{best}, descended"] = _clean(model.descended(kernel, support))
+    values = model.judge(list(kernels.values()), in_the_end=True)
+    judged = {name: (kernel, value) for (name, kernel), value in zip(kernels.items(), values, strict=True)}
+    return dict(sorted(judged.items(), key=lambda one: one[1][1]))
 
 
 @dataclasses.dataclass(eq=False)
@@ -483,7 +484,7 @@ def _model_programs(refined: Sequence[_Look], compared: Sequence[_Look], config:
 
     def model(level: kernel_l0.Level, side: int) -> _Model:
         image = _any_array((min(side, level.shape[0]), min(side, level.shape[1])))
-        numbers = (config.noise_variance, config.first_noise_variance, config.judging_softness_std, level.scale)
+        numbers = (config.noise_variance, config.first_noise_variance, config.descent_softness_std, level.scale)
         return _Model(image, image if clipped else None, *numbers, config)
 
     calls: _Calls = []
@@ -494,7 +495,7 @@ def _model_programs(refined: Sequence[_Look], compared: Sequence[_Look], config:
             calls += [(variational.refine_kernel, call) for call in improved.refine_calls(attempts, iterations)]
     for level, side, iterations in compared:
         if iterations:
-            judged_calls = model(level, side).judge_calls([_any_kernel(level)])
+            judged_calls = model(level, side).judge_calls([_any_kernel(level)], config.judging_softness_std)
             calls += [(variational.negative_log_evidence, call) for call in judged_calls]
     return list({(program, call["blurry"].shape, call["kernel"].shape): (program, call) for program, call in calls}.values())
 
@@ -556,7 +557,7 @@ class _Model:
       measured: ``[H, W]``, zero where it was clipped; None if it was not.
       noise_variance: ν where its annealing ends.
       first_noise_variance: and where it begins.
-      judging_softness_std: of the sharp image, in pixels of the full size.
+      descent_softness_std: of the sharp image, in pixels of the full size, where kernels descend their score.
       scale: of the image, as a share of the full size.
       config: its other settings.
     """
@@ -565,7 +566,7 @@ class _Model:
     measured: jax.Array | None
     noise_variance: float
     first_noise_variance: float
-    judging_softness_std: float
+    descent_softness_std: float
     scale: float
     config: InitialiserConfig
 
@@ -581,7 +582,7 @@ class _Model:
         """The model of a full-size image at a level of the pyramid."""
         noise = variational.noise_variance(noise_std * level.scale, smallest=config.noise_variance)
         first = config.first_noise_variance / config.noise_variance * noise
-        softness = judging_softness_std(config, noise_std=noise_std)
+        softness = descent_softness_std(config, noise_std=noise_std)
         return cls(_resize(blurry, level), _measured_at(measured, level), noise, first, softness, level.scale, config)
 
     def informative(self, side: int) -> _Model:
@@ -606,7 +607,7 @@ class _Model:
         if iterations == 0:  # a program that refines nothing takes as long to compile as any other
             return [(attempt.kernel, math.nan) for attempt in attempts]
         refined = run_side_by_side(variational.refine_kernel, self.refine_calls(attempts, iterations, annealed=annealed))
-        return [(kernel, score(evidence, kernel, self.config)) for kernel, evidence in refined]
+        return [(kernel, score(evidence, kernel, self.config.judging_thinness)) for kernel, evidence in refined]
 
     def refine_calls(self, attempts: Sequence[_Attempt], iterations: int, *, annealed: bool = True) -> list[dict[str, Any]]:
         """What :meth:`refine` computes."""
@@ -636,24 +637,26 @@ class _Model:
             np.asarray(support),
             steps=self.config.descents,
             noise_variance=self.noise_variance,
-            image_softness_std=variational.softness_at(self.scale, self.judging_softness_std),
-            thinness=self.config.judging_thinness,
+            image_softness_std=variational.softness_at(self.scale, self.descent_softness_std),
+            thinness=self.config.descent_thinness,
         )
         return jnp.asarray(found)
 
-    def judge(self, kernels: Sequence[jax.Array]) -> list[float]:
-        """The scores of kernels of one shape, with the same softness for all."""
-        evidences = run_side_by_side(variational.negative_log_evidence, self.judge_calls(kernels))
-        return [score(evidence, kernel, self.config) for kernel, evidence in zip(kernels, evidences, strict=True)]
+    def judge(self, kernels: Sequence[jax.Array], *, in_the_end: bool = False) -> list[float]:
+        """The scores of kernels of one shape, with the same softness for all: that on the way, or that of the descent."""
+        thinness = self.config.descent_thinness if in_the_end else self.config.judging_thinness
+        softness_std = self.descent_softness_std if in_the_end else self.config.judging_softness_std
+        evidences = run_side_by_side(variational.negative_log_evidence, self.judge_calls(kernels, softness_std))
+        return [score(evidence, kernel, thinness) for kernel, evidence in zip(kernels, evidences, strict=True)]
 
-    def judge_calls(self, kernels: Sequence[jax.Array]) -> list[dict[str, Any]]:
+    def judge_calls(self, kernels: Sequence[jax.Array], softness_std: float) -> list[dict[str, Any]]:
         """What :meth:`judge` computes."""
         return [
             {
                 "blurry": self.image,
                 "kernel": kernel,
                 "noise_variance": self.noise_variance,
-                "image_softness_std": variational.softness_at(self.scale, self.judging_softness_std),
+                "image_softness_std": variational.softness_at(self.scale, softness_std),
                 "measured": self.measured,
             }
             for kernel in kernels

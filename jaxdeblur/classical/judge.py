@@ -26,8 +26,8 @@ def judge(
 ) -> dict[str, float]:
     """How badly each kernel explains an image: its :func:`score`, all of them on the support of the largest.
 
-    All are judged with the same softness of the sharp image, whatever they were estimated with: evidences under different
-    softnesses are not comparable, because the softer model always explains less.
+    All are judged with the same softness of the sharp image, that of :func:`descent_softness_std`, whatever they were estimated
+    with: evidences under different softnesses are not comparable, because the softer model always explains less.
 
     Args:
       blurry: ``[H, W]`` in [0, 1].
@@ -49,34 +49,37 @@ def judge(
             "blurry": jnp.asarray(blurry),
             "kernel": pad_kernel(jnp.asarray(kernel), shape),
             "noise_variance": variance,
-            "image_softness_std": judging_softness_std(config, noise_std=noise_std),
+            "image_softness_std": descent_softness_std(config, noise_std=noise_std),
             "measured": None if measured is None else jnp.asarray(measured, jnp.float32),
         }
         for kernel in kernels.values()
     ]
     evidences = run_side_by_side(variational.negative_log_evidence, calls)
-    return {name: score(evidence, kernel, config) for (name, kernel), evidence in zip(kernels.items(), evidences, strict=True)}
+    return {
+        name: score(evidence, kernel, config.descent_thinness)
+        for (name, kernel), evidence in zip(kernels.items(), evidences, strict=True)
+    }
 
 
-def judging_softness_std(config: InitialiserConfig, *, noise_std: float) -> float:
-    """The sharp image's softness, in pixels, with which kernels of an image of that noise are judged.
+def descent_softness_std(config: InitialiserConfig, *, noise_std: float) -> float:
+    """The sharp image's softness, in pixels, with which kernels of an image of that noise are judged and descend their score.
 
     The noisier the image, the more it speaks for too small kernels, and the less may be left to the softness.
     """
-    least, most = config.noisy_softness_std, config.judging_softness_std
-    return most + (least - most) * noisiness(noise_std)
+    noisy, usual = config.noisy_descent_softness_std, config.descent_softness_std
+    return usual + (noisy - usual) * noisiness(noise_std)
 
 
-def score(evidence: jax.Array | float, kernel: jax.Array | np.ndarray, config: InitialiserConfig) -> float:
+def score(evidence: jax.Array | float, kernel: jax.Array | np.ndarray, thinness: float) -> float:
     """``F(k) + λ Σ √k``: a kernel's negative log evidence per pixel and prior; lower is better.
 
     Args:
       evidence: F(k), see :func:`jaxdeblur.classical.variational.negative_log_evidence`.
       kernel: ``[h, w]``, non-negative, summing to one.
-      config: whose ``judging_thinness`` is λ.
+      thinness: λ.
 
     Returns:
       The score; infinite where the evidence is not finite.
     """
-    value = float(evidence) + config.judging_thinness * float(variational.thinness_penalty(kernel))
+    value = float(evidence) + thinness * float(variational.thinness_penalty(kernel))
     return value if math.isfinite(value) else math.inf

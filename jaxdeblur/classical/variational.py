@@ -43,7 +43,7 @@ _IMAGE_CG_STEPS = 10
 _KERNEL_STEPS = 8
 _POWER_STEPS = 2
 # Where F is compared or descended: x has to be at its minimum, or F speaks for kernels that conjugate gradients like.
-JUDGING_ITERATIONS, JUDGING_CG_STEPS = 12, 20
+_JUDGE_ITERATIONS, _JUDGE_CG_STEPS = 12, 20
 SETTLING_ITERATIONS = 8
 _SOFTNESS_RADIUS = 3
 _WHITENING_RADIUS = 3
@@ -204,7 +204,7 @@ def negative_log_evidence(
     observed, soft = observe(blurry, judging_c(noise_variance), image_softness_std)
     counted = None if measured is None else counted_gradients(measured)
     whole = convolve(kernel, soft, mode="full")
-    sharp, variance = settle(observed, whole, noise_variance, JUDGING_ITERATIONS, counted, steps=JUDGING_CG_STEPS)
+    sharp, variance = settle(observed, whole, noise_variance, _JUDGE_ITERATIONS, counted, steps=_JUDGE_CG_STEPS)
     return free_energy(observed, whole, sharp, variance, noise_variance, counted)
 
 
@@ -228,7 +228,7 @@ def evidence_and_slope(
     def evidence(kernel: jax.Array) -> jax.Array:
         whole = convolve(kernel, soft, mode="full")
         fixed = jax.lax.stop_gradient(whole)
-        settled = settle(observed, fixed, noise_variance, JUDGING_ITERATIONS, counted, steps=JUDGING_CG_STEPS)
+        settled = settle(observed, fixed, noise_variance, _JUDGE_ITERATIONS, counted, steps=_JUDGE_CG_STEPS)
         sharp, variance = jax.lax.stop_gradient(settled)
         return free_energy(observed, whole, sharp, variance, noise_variance, counted)
 

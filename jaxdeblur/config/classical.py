@@ -40,15 +40,17 @@ class InitialiserConfig:
       softness_stds: standard deviations in pixels of the sharp image's own softness, the Gaussian that even a sharp
         photograph's edges carry: the first is taken until the kernel has its full size, then it is refined on with each, and
         :func:`jaxdeblur.classical.judge.score` chooses.
-      judging_softness_std: the softness with which kernels are judged, and descend their score in the end, if there is little
-        noise.
-      noisy_softness_std: the same for images with much noise.
+      judging_softness_std: the softness with which kernels are judged on the way.
       thinness: weight of Σ√k, a prior that says that camera shake leaves a thin trace, beside the negative log evidence per
         pixel while kernels are refined; see :func:`jaxdeblur.classical.variational.thinness_penalty`.
-      judging_thinness: the same where kernels are compared, and descend their score.
+      judging_thinness: the same where kernels are judged on the way.
       thinnesses: weights tried in its place after the softnesses, from the best of their kernels.
       vary_iterations: variational iterations given to the kernel of full size with each softness and with each thinness.
       descents: steps by which the best of these then descends its score itself, see :mod:`jaxdeblur.classical.descent`.
+      descent_softness_std: the softness with which it does, and with which all kernels are compared from then on, if there is
+        little noise in the image.
+      noisy_descent_softness_std: the same if there is much.
+      descent_thinness: the weight of Σ√k there.
       descent_side: there an informative crop of at most this many pixels a side is looked at.
       kernel_width_stds: least and largest standard deviation in pixels of the Gaussian by which the kernel is widened before an
         image is restored with it, see :mod:`jaxdeblur.classical.width`; zeros for none.
@@ -76,13 +78,15 @@ class InitialiserConfig:
     noise_variance: float = 1e-6
     first_noise_variance: float = 3e-6
     softness_stds: tuple[float, ...] = (0.7, 0.4, 1.0)
-    judging_softness_std: float = 0.55
-    noisy_softness_std: float = 0.4
+    judging_softness_std: float = 0.45
     thinness: float = 1e-3
-    judging_thinness: float = 0.01
+    judging_thinness: float = 1e-3
     thinnesses: tuple[float, ...] = (0.0, 3e-3)
     vary_iterations: int = 30
     descents: int = 15
+    descent_softness_std: float = 0.55
+    noisy_descent_softness_std: float = 0.4
+    descent_thinness: float = 0.01
     descent_side: int = 384
     kernel_width_stds: tuple[float, float] = (0.0, 0.5)
     guess_side: int = 300
@@ -99,7 +103,9 @@ class InitialiserConfig:
             "initialiser: support_shares must lie in (0, 1]",
         )
         require(min(self.kernel_ridge, self.patient_ridge) >= 0, "initialiser: ridges must not be negative")
-        require(min(self.thinness, self.judging_thinness) >= 0, "initialiser: thinness must not be negative")
+        require(
+            min(self.thinness, self.judging_thinness, self.descent_thinness) >= 0, "initialiser: thinness must not be negative"
+        )
         require(self.smallest_lead >= 0, "initialiser: smallest_lead must not be negative")
         require(self.num_finalists >= 1, "initialiser: num_finalists must be 1 or more")
         require(min(self.num_refined, self.num_fine) >= 1, "initialiser: num_refined and num_fine must be 1 or more")

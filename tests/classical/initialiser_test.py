@@ -212,8 +212,8 @@ def test_the_best_kernel_descends_its_score_in_the_end(last_is_better, monkeypat
         QUICK,
         num_finalists=1,
         descents=7,
-        judging_softness_std=0.6,
-        judging_thinness=1e-6,
+        descent_softness_std=0.6,
+        descent_thinness=1e-6,
         descent_side=64,
     )
     found = initialiser.estimate_kernel(scene().blurry, config, kernel_size=11, noise_std=NOISE_STD)

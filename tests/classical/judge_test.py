@@ -3,15 +3,14 @@ import math
 import numpy as np
 import pytest
 
-from jaxdeblur.classical.judge import judge, score
+from jaxdeblur.classical.judge import descent_softness_std, judge, score
 from jaxdeblur.config import InitialiserConfig
 from tests.scenes import scene
 
 
 def test_score_adds_the_prior_to_the_evidence():
-    config = InitialiserConfig(judging_thinness=0.5)
-    assert score(-3.0, np.full((3, 3), 1 / 9), config) == pytest.approx(-3.0 + 0.5 * 3.0)
-    assert score(math.nan, np.full((3, 3), 1 / 9), config) == math.inf
+    assert score(-3.0, np.full((3, 3), 1 / 9), 0.5) == pytest.approx(-3.0 + 0.5 * 3.0)
+    assert score(math.nan, np.full((3, 3), 1 / 9), 0.5) == math.inf
 
 
 def test_of_kernels_that_explain_alike_the_thinner_one_is_chosen():
@@ -19,7 +18,7 @@ def test_of_kernels_that_explain_alike_the_thinner_one_is_chosen():
     faint = np.full_like(kernel, 2e-4)
     mass = {"thin": kernel, "with spurious mass": (kernel + faint) / (kernel + faint).sum()}
     scores = {
-        thinness: judge(scene().blurry, mass, InitialiserConfig(judging_thinness=thinness), noise_std=0.01)
+        thinness: judge(scene().blurry, mass, InitialiserConfig(descent_thinness=thinness), noise_std=0.01)
         for thinness in (0.0, 0.05)
     }
     gaps = {thinness: found["with spurious mass"] - found["thin"] for thinness, found in scores.items()}
@@ -29,3 +28,9 @@ def test_of_kernels_that_explain_alike_the_thinner_one_is_chosen():
 
 def test_a_single_kernel_is_not_judged():
     assert math.isnan(judge(scene().blurry, {"only": scene().kernel}, InitialiserConfig(), noise_std=0.01)["only"])
+
+
+@pytest.mark.parametrize(("noise_std", "expected"), [(0.0, 0.6), (0.002, 0.6), (0.006, 0.5), (0.01, 0.4), (0.1, 0.4)])
+def test_the_softness_falls_with_the_noise(noise_std, expected):
+    config = InitialiserConfig(descent_softness_std=0.6, noisy_descent_softness_std=0.4)
+    assert descent_softness_std(config, noise_std=noise_std) == pytest.approx(expected)
