@@ -15,7 +15,7 @@ import scipy.ndimage
 
 from jaxdeblur.classical import descent, kernel_l0, variational
 from jaxdeblur.classical.compiled import compile_side_by_side, run_side_by_side
-from jaxdeblur.classical.judge import descent_softness_std, score
+from jaxdeblur.classical.judge import DESCENDED, descent_softness_std, ranked, score
 from jaxdeblur.config import InitialiserConfig
 from jaxdeblur.operators.kernels import centre_kernel, crop_kernel, pad_kernel, resize_kernel
 
@@ -317,10 +317,9 @@ def _descend(
         return found
     best, (kernel, _) = next(iter(found.items()))
     kernels = {name: kernel for name, (kernel, _) in found.items()}
-    kernels[f"{best}, descended"] = _clean(model.descended(kernel, support))
-    values = model.judge(list(kernels.values()), in_the_end=True)
-    judged = {name: (kernel, value) for (name, kernel), value in zip(kernels.items(), values, strict=True)}
-    return dict(sorted(judged.items(), key=lambda one: one[1][1]))
+    kernels[best + DESCENDED] = _clean(model.descended(kernel, support))
+    scores = dict(zip(kernels, model.judge(list(kernels.values()), in_the_end=True), strict=True))
+    return {name: (kernels[name], scores[name]) for name in ranked(scores, model.config)}
 
 
 @dataclasses.dataclass(eq=False)

@@ -15,6 +15,9 @@ from jaxdeblur.classical.noise import noisiness
 from jaxdeblur.config import InitialiserConfig
 from jaxdeblur.operators.kernels import pad_kernel
 
+# How the name of a kernel ends that has descended its score.
+DESCENDED = ", descended"
+
 
 def judge(
     blurry: np.ndarray,
@@ -68,6 +71,19 @@ def descent_softness_std(config: InitialiserConfig, *, noise_std: float) -> floa
     """
     noisy, usual = config.noisy_descent_softness_std, config.descent_softness_std
     return usual + (noisy - usual) * noisiness(noise_std)
+
+
+def ranked(scores: Mapping[str, float], config: InitialiserConfig) -> list[str]:
+    """The names of kernels, the best first: one that has descended its score, as its name says, has ``smallest_lead`` in hand.
+
+    What it descended was not quite this score, but that of parts of the image, and small leads mean nothing. Those without a
+    score come last.
+    """
+
+    def rank(name: str) -> float:
+        return math.inf if math.isnan(scores[name]) else scores[name] - config.smallest_lead * name.endswith(DESCENDED)
+
+    return sorted(scores, key=rank)
 
 
 def score(evidence: jax.Array | float, kernel: jax.Array | np.ndarray, thinness: float) -> float:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from jaxdeblur.classical.judge import judge
+from jaxdeblur.classical.judge import judge, ranked
 from jaxdeblur.config import SEARCH_PHASE, FitConfig
 from jaxdeblur.errors import Terminated
 from jaxdeblur.evaluation.metrics import kernel_similarity
@@ -132,7 +132,7 @@ def judged(case: Case, kernels: Mapping[str, np.ndarray]) -> dict[str, float]:
 def put_in_order(case: Case, kernels: Mapping[str, np.ndarray]) -> None:
     """Makes these the kernels of a case, the best first."""
     case.scores = judged(case, kernels)
-    case.kernels = {name: kernels[name] for name in sorted(kernels, key=case.scores.__getitem__)}
+    case.kernels = {name: kernels[name] for name in ranked(case.scores, case.scene.initialiser)}
 
 
 def _labelled(label: str, progress: Progress | None, until: float) -> Progress:

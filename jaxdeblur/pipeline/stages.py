@@ -20,6 +20,7 @@ from jaxdeblur.classical.initialiser import (
     informative_crop,
     lead_of_guesses,
 )
+from jaxdeblur.classical.judge import ranked
 from jaxdeblur.classical.noise import noise_std as estimate_noise_std
 from jaxdeblur.classical.saturated import highlights_are_unexplained
 from jaxdeblur.classical.shake import ShakeEstimate, estimate_shake
@@ -459,7 +460,7 @@ def _deconvolve(case: Case, scores: Mapping[str, float], progress: Progress | No
     as it was; a kernel from outside is taken at its word.
     """
     scene, kernels = case.scene, case.kernels
-    order = sorted(kernels, key=lambda name: (name != VARYING, scores[name]))
+    order = sorted(ranked(scores, scene.initialiser), key=lambda name: name != VARYING)
     for name in _worth_trying(order):
         restored, method = case.restored.get(name) or _restore(scene, case.restoring_kernel(name), progress)
         plausible = finish.overshoot(restored, method) <= _LARGEST_OVERSHOOT

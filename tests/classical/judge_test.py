@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from jaxdeblur.classical.judge import descent_softness_std, judge, score
+from jaxdeblur.classical.judge import descent_softness_std, judge, ranked, score
 from jaxdeblur.config import InitialiserConfig
 from tests.scenes import scene
 
@@ -34,3 +34,11 @@ def test_a_single_kernel_is_not_judged():
 def test_the_softness_falls_with_the_noise(noise_std, expected):
     config = InitialiserConfig(descent_softness_std=0.6, noisy_descent_softness_std=0.4)
     assert descent_softness_std(config, noise_std=noise_std) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("lead", "first"), [(0.005, "a, descended"), (0.015, "b")])
+def test_kernels_lead_one_that_has_descended_by_something_or_not_at_all(lead, first):
+    scores = {"unknown": math.nan, "a": -2.9, "a, descended": -3.0, "b": -3.0 - lead}
+    order = ranked(scores, InitialiserConfig(smallest_lead=0.01))
+    assert order[0] == first
+    assert order[2:] == ["a", "unknown"]
