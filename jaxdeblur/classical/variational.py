@@ -200,12 +200,7 @@ def negative_log_evidence(
     Returns:
       A scalar.
     """
-    chex.assert_rank([blurry, kernel], 2)
-    observed, soft = observe(blurry, judging_c(noise_variance), image_softness_std)
-    counted = None if measured is None else counted_gradients(measured)
-    whole = convolve(kernel, soft, mode="full")
-    sharp, variance = settle(observed, whole, noise_variance, _JUDGE_ITERATIONS, counted, steps=_JUDGE_CG_STEPS)
-    return free_energy(observed, whole, sharp, variance, noise_variance, counted)
+    return _evidence(kernel, blurry, noise_variance, image_softness_std, measured)
 
 
 @reproducible_jit
@@ -221,18 +216,25 @@ def evidence_and_slope(
 
     At the minimum over x the slope is the partial one, with x and γ as they are. Short of it it leads elsewhere.
     """
+    return jax.value_and_grad(_evidence)(kernel, blurry, noise_variance, image_softness_std, measured)
+
+
+def _evidence(
+    kernel: jax.Array,
+    blurry: jax.Array,
+    noise_variance: jax.Array | float,
+    image_softness_std: jax.Array | float,
+    measured: jax.Array | None,
+) -> jax.Array:
+    """F(k) per pixel, whose slope in k is the partial one."""
     chex.assert_rank([blurry, kernel], 2)
     observed, soft = observe(blurry, judging_c(noise_variance), image_softness_std)
     counted = None if measured is None else counted_gradients(measured)
-
-    def evidence(kernel: jax.Array) -> jax.Array:
-        whole = convolve(kernel, soft, mode="full")
-        fixed = jax.lax.stop_gradient(whole)
-        settled = settle(observed, fixed, noise_variance, _JUDGE_ITERATIONS, counted, steps=_JUDGE_CG_STEPS)
-        sharp, variance = jax.lax.stop_gradient(settled)
-        return free_energy(observed, whole, sharp, variance, noise_variance, counted)
-
-    return jax.value_and_grad(evidence)(kernel)
+    whole = convolve(kernel, soft, mode="full")
+    fixed = jax.lax.stop_gradient(whole)
+    settled = settle(observed, fixed, noise_variance, _JUDGE_ITERATIONS, counted, steps=_JUDGE_CG_STEPS)
+    sharp, variance = jax.lax.stop_gradient(settled)
+    return free_energy(observed, whole, sharp, variance, noise_variance, counted)
 
 
 def counted_gradients(measured: jax.Array) -> jax.Array:

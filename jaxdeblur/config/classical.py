@@ -31,7 +31,8 @@ class InitialiserConfig:
       num_refined: distinct finalists, the likeliest, that are refined there.
       num_fine: of these, how many are then refined up to the full size; compared there again, unless vary_iterations is 0.
       smallest_lead: by how much another finalist must come to lead the one that was the likeliest at first, in
-        :func:`jaxdeblur.classical.judge.score`, to be taken in its place.
+        :func:`jaxdeblur.classical.judge.score`, to be taken in its place; in the end, any other kernel the
+        one that has descended.
       refine_iterations: variational iterations given to each of the refined ones.
       fine_iterations: variational iterations given at each finer level.
       noise_variance: of the gradients in the variational model, in squared [0, 1] units, where its annealing ends: the image's
