@@ -31,6 +31,8 @@ _SATURATED = 0.98
 _LARGEST_CLIPPED_SHARE = 0.01
 # Cosine of two kernels from which they count as one.
 _SAME = 0.95
+# The same for guesses that have further levels to go, from a level of so many pixels on (a square root).
+_AGREEING, _AGREEING_SIDE = 0.99, 120
 # What the refined kernel still holds below this share of its peak, and islands below that mass, is noise.
 _FINAL_THRESHOLD, _FINAL_ISLAND = 0.02, 0.05
 # Room left around the kernel when its support is drawn in, as a share of its extent.
@@ -212,6 +214,7 @@ def _estimate(
             candidates = [candidates[number] for number in _ranked(judged_there, config)[: config.num_fine]]
         report(index + 1)
 
+    model = model.informative(config.descent_side)
     varied = [
         _descend(model, _vary(model, _clean(candidate.kernel), candidate.support), candidate.support)
         for candidate in candidates
@@ -276,13 +279,13 @@ def _on_level(kernel: np.ndarray, level: kernel_l0.Level) -> jax.Array:
     return _resize_kernel(jnp.asarray(kernel), (level.kernel_size, level.kernel_size), scale=level.scale)
 
 
-def _distinct(kernels: Sequence[jax.Array], order: Iterable[int]) -> list[int]:
-    """Those in ``order`` whose kernel is not the same as that of one that was kept before it."""
+def _distinct(kernels: Sequence[jax.Array], order: Iterable[int], same: float | None = None) -> list[int]:
+    """Those in ``order`` whose kernel is not the same as one kept before it: of no such cosine; ``_SAME`` if none is given."""
     flat = np.stack([np.asarray(kernel).ravel() for kernel in kernels])
     flat /= np.linalg.norm(flat, axis=1, keepdims=True)
     kept: list[int] = []
     for index in order:
-        if not kept or not np.max(flat[kept] @ flat[index]) >= _SAME:  # NaN is like nothing
+        if not kept or not np.max(flat[kept] @ flat[index]) >= (same or _SAME):  # NaN is like nothing
             kept.append(int(index))
     return kept
 
@@ -445,14 +448,14 @@ def _programs(
     judged, last = levels[judged_at], levels[-1]
     whole = max(judged.shape)
     refined = [(judged, config.refine_side, config.refine_iterations)]
-    compared = [(last, config.refine_side, config.vary_iterations + config.descents)]
+    compared = [(last, config.descent_side, config.vary_iterations + config.descents)]
     guessed: _Calls = []
     if guesses:
         guessed = _guess_programs(levels[: judged_at + 1], config, clipped)
         refined += [(judged, config.guess_window_side, config.guess_iterations), (judged, whole, config.finalist_iterations)]
         compared += [(judged, whole, config.finalist_iterations)]
     refined += [(level, config.refine_side, config.fine_iterations) for level in levels[judged_at + 1 :]]
-    refined += [(last, config.refine_side, config.vary_iterations)]
+    refined += [(last, config.descent_side, config.vary_iterations)]
     descended: _Calls = []
     if config.descents:
         image = _any_array(descent.half_shape(tuple(min(config.descent_side, side) for side in last.shape)))
@@ -502,11 +505,17 @@ def _model_programs(refined: Sequence[_Look], compared: Sequence[_Look], config:
 def _guess(
     blurry: np.ndarray, config: InitialiserConfig, levels: Sequence[kernel_l0.Level], measured: np.ndarray | None
 ) -> Iterator[list[jax.Array]]:
-    """At one level after the other, a guess under the L0 prior for every choice of settings that ``config`` asks for."""
+    """At one level after the other, guesses under the L0 prior for the choices of settings that ``config`` asks for.
+
+    Of those that agree but for their borders at a level of some size, one goes on.
+    """
     settings = _guess_settings(config)
     guesses = [kernel_l0.first_kernel(levels[0].kernel_size)] * len(settings)
     for index, level in enumerate(levels):
         if index:
+            if math.prod(levels[index - 1].shape) >= _AGREEING_SIDE**2:
+                kept = _distinct(guesses, range(len(guesses)), _AGREEING)
+                settings, guesses = [settings[number] for number in kept], [guesses[number] for number in kept]
             ratio, side = level.scale / levels[index - 1].scale, level.kernel_size
             guesses = [_resize_kernel(guess, (side, side), scale=ratio) for guess in guesses]
         image = _resize(blurry, level)
@@ -627,10 +636,9 @@ class _Model:
 
     def descended(self, kernel: jax.Array, support: jax.Array) -> jax.Array:
         """A kernel after descending its score, from a wider one: what has no mass gets none."""
-        model = self.informative(self.config.descent_side)
-        measured = [None] * 2 if model.measured is None else descent.halves(model.measured)
+        measured = [None] * 2 if self.measured is None else descent.halves(self.measured)
         found = descent.descend(
-            descent.halves(model.image),
+            descent.halves(self.image),
             measured,
             scipy.ndimage.gaussian_filter(np.asarray(kernel, np.float64), _FIRST_WIDTH, mode="constant"),
             np.asarray(support),

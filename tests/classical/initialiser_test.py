@@ -84,6 +84,18 @@ def test_patient_guesses_have_the_whole_support_and_their_own_ridge_and_iteratio
         assert all(call["support"].sum() == level.kernel_size**2 for call in patient)
 
 
+def test_guesses_that_agree_go_on_as_one_from_a_level_of_some_size_on(monkeypatch):
+    config = dataclasses.replace(QUICK, gradient_weights=(4e-3, 4e-3, 4e-2), support_shares=(1.0,), patient_weights=())
+    levels = initialiser.kernel_l0.pyramid(scene().blurry.shape, 11)[-3:]
+
+    def counts():
+        return [len(guesses) for guesses in initialiser._guess(scene().blurry, config, levels, None)]
+
+    assert counts() == [3, 3, 3]
+    monkeypatch.setattr(initialiser, "_AGREEING_SIDE", min(levels[1].shape))
+    assert counts() == [3, 3, 2]
+
+
 def test_the_likeliest_guesses_are_refined_and_the_likeliest_of_those_is_kept(monkeypatch):
     told = iter([3.0, float("nan"), 2.0, 0.0, 0.0, 0.0])
     judged = iter([5.0, 0.0])
