@@ -25,7 +25,6 @@ else the model does not explain (a blur that varies a little, rounding) is about
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import chex
 import jax
@@ -41,16 +40,11 @@ from jaxdeblur.operators.kernels import crop_kernel, normalise_kernel, pad_kerne
 _FIRST_VARIANCE = 1e-2
 NOISE_DECAY = 0.97
 _IMAGE_CG_STEPS = 10
-# While kernels are refined, where each step of the image is preconditioned better. The image must not come too near to its
-# minimum there: it would take what the kernel should explain, and the kernel would grow spurious mass.
-_REFINING_CG_STEPS = 2
 _KERNEL_STEPS = 8
 _POWER_STEPS = 2
 # Where F is compared or descended: x has to be at its minimum, or F speaks for kernels that conjugate gradients like.
 _JUDGE_ITERATIONS, _JUDGE_CG_STEPS = 12, 20
 SETTLING_ITERATIONS = 8
-# Beside the power of a kernel of unit energy, in the preconditioner of the image step.
-_RIDGE = 0.3
 _SOFTNESS_RADIUS = 3
 _WHITENING_RADIUS = 3
 # What the model does not explain in the differences beside noise, and the largest c. More of it makes the refinement robust,
@@ -159,12 +153,10 @@ def refine_kernel(
     chex.assert_equal_shape([kernel, support])
     observed, soft = observe(blurry, refining_c(noise_variance), image_softness_std)
     counted = None if measured is None else counted_gradients(measured)
-    refining: dict[str, Any] = {"steps": _REFINING_CG_STEPS, "circular": True}
 
     def alternate(_: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         sharp, variance, kernel, steepest, noise = state
-        whole = convolve(kernel, soft, mode="full")
-        sharp, uncertainty = image_step(observed, whole, sharp, variance, noise, counted, **refining)
+        sharp, uncertainty = image_step(observed, convolve(kernel, soft, mode="full"), sharp, variance, noise, counted)
         if counted is None:
             target, lags = kernel_normal_equations(observed, kernel, soft, sharp, uncertainty)
             normal = blur.stationary_blur(lags)
@@ -178,7 +170,7 @@ def refine_kernel(
     kernel = normalise_kernel(kernel * support)
     noise = jnp.asarray(first_noise_variance, blurry.dtype)
     # With variances that have not found their values yet, the image explains everything and the kernel would shrink.
-    sharp, variance = settle(observed, convolve(kernel, soft, mode="full"), noise, SETTLING_ITERATIONS, counted, **refining)
+    sharp, variance = settle(observed, convolve(kernel, soft, mode="full"), noise, SETTLING_ITERATIONS, counted)
     state = (sharp, variance, kernel, jnp.ones_like(kernel), noise)
     sharp, variance, kernel, _, noise = jax.lax.fori_loop(0, iterations, alternate, state)
     return kernel, free_energy(observed, convolve(kernel, soft, mode="full"), sharp, variance, noise, counted)
@@ -263,13 +255,12 @@ def settle(
     counted: jax.Array | None = None,
     *,
     steps: int = _IMAGE_CG_STEPS,
-    circular: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """x and γ for a kernel that stays as it is; every iteration is one of :func:`image_step`."""
+    """x and γ for a kernel that stays as it is; ``steps`` of conjugate gradients in each iteration."""
     start = jnp.zeros((2, *blur.latent_shape((observed.shape[-2], observed.shape[-1]), (whole.shape[0], whole.shape[1]))))
 
     def improve(_: int, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        sharp, uncertainty = image_step(observed, whole, *state, noise, counted, steps=steps, circular=circular)
+        sharp, uncertainty = image_step(observed, whole, *state, noise, counted, steps=steps)
         return sharp, sharp**2 + uncertainty
 
     return jax.lax.fori_loop(0, iterations, improve, (start, jnp.full_like(start, _FIRST_VARIANCE)))
@@ -322,25 +313,16 @@ def image_step(
     counted: jax.Array | None = None,
     *,
     steps: int = _IMAGE_CG_STEPS,
-    circular: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """Posterior mean and (diagonal) variance of the sharp image's gradients, ``[2, H', W']`` each.
-
-    By so many steps of conjugate gradients, preconditioned by the diagonal or, if ``circular``, by a circular deconvolution
-    between the diagonal's roots, by which a step costs half as much again.
-    """
+    """Posterior mean and (diagonal) variance of the sharp image's gradients, ``[2, H', W']`` each."""
     forward, adjoint = blur.valid_blur(whole, (sharp.shape[-2], sharp.shape[-1]), pairs=True)
     uncertainty = 1.0 / (_seen_energy(observed, whole, counted) / noise + 1.0 / variance)
 
     def normal(candidate: jax.Array) -> jax.Array:
         return adjoint(_counting(forward(candidate), counted)) / noise + candidate / variance
 
-    scale = jnp.sqrt(uncertainty)
-    # For dense edges the system is near KᵀK, which the transform diagonalises, for single ones near its own diagonal.
-    unit = whole / jnp.linalg.norm(whole)
-    between = blur.circular_inverse(unit, (sharp.shape[-2], sharp.shape[-1]), _RIDGE, pairs=True) if circular else lambda x: x
     target = adjoint(_counting(observed, counted)) / noise
-    mean, _ = cg(normal, target, x0=sharp, tol=1e-4, maxiter=steps, M=lambda residual: scale * between(scale * residual))
+    mean, _ = cg(normal, target, x0=sharp, tol=1e-4, maxiter=steps, M=lambda residual: residual * uncertainty)
     return mean, uncertainty
 
 

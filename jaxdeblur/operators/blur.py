@@ -74,29 +74,6 @@ def valid_blur(kernel: jax.Array, image_shape: tuple[int, int], *, pairs: bool =
     return forward, adjoint
 
 
-def circular_inverse(kernel: jax.Array, image_shape: tuple[int, int], ridge: float, *, pairs: bool = False) -> Operator:
-    """``(ridge + KᵀK)⁻¹`` as if the image, zero-padded to a shape that is fast to transform, went on periodically.
-
-    Symmetric and positive definite; a preconditioner for systems with ``AᵀA`` of :func:`valid_blur`.
-
-    Args:
-      kernel: ``[h, w]``.
-      image_shape: ``(H, W)``.
-      ridge: positive.
-      pairs: as for :func:`valid_blur`.
-
-    Returns:
-      From ``[..., H, W]`` to the same shape.
-    """
-    shape = fast_shape(image_shape)
-    gain = 1.0 / (ridge + jnp.abs(kernel_spectrum(kernel, shape, pairs=pairs)) ** 2)
-
-    def apply(image: jax.Array) -> jax.Array:
-        return _image(_spectrum(image, shape, pairs) * gain, shape, pairs)[..., : image_shape[0], : image_shape[1]]
-
-    return apply
-
-
 def blur_valid(image: jax.Array, kernel: jax.Array) -> jax.Array:
     """Valid part of the true convolution ``k * x``.
 

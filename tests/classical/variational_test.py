@@ -49,19 +49,6 @@ def test_the_true_kernel_has_the_least_negative_log_evidence(true_kernel, name):
     assert negative_log_evidence(true_kernel) < negative_log_evidence(wrong_kernels(true_kernel)[name]) - 0.1
 
 
-def test_an_image_step_from_equal_variances_is_solved_in_a_few_steps(true_kernel):
-    """With the diagonal alone as a preconditioner half of the solution is missing."""
-    noise = 1e-5
-    observed, soft = variational.observe(jnp.asarray(scene().blurry), variational.judging_c(noise), 0.4)
-    whole = variational.convolve(jnp.asarray(true_kernel), soft, mode="full")
-    start, _ = variational.settle(observed, whole, noise, 0)
-    found, exact = (
-        variational.image_step(observed, whole, start, jnp.full_like(start, 1e-2), noise, steps=steps, circular=True)[0]
-        for steps in (10, 400)
-    )
-    assert float(jnp.linalg.norm(found - exact) / jnp.linalg.norm(exact)) < 0.25
-
-
 def test_negative_log_evidence_does_not_depend_on_where_the_kernel_lies(true_kernel):
     moved = np.roll(true_kernel, (1, -1), (0, 1))
     assert abs(negative_log_evidence(moved) - negative_log_evidence(true_kernel)) < 0.3

@@ -141,28 +141,6 @@ def test_pairs_are_blurred_as_two_images_are(blurry_shape, kernel_shape, seed):
     chex.assert_trees_all_close(lags[1], lags[0], atol=1e-3)
 
 
-@pytest.mark.parametrize("pairs", [False, True])
-def test_the_circular_inverse_undoes_a_periodic_blur(pairs):
-    shape, kernel, ridge = (18, 20), normal(0, (5, 3)), 0.4  # 5-smooth sides: nothing is padded
-    images = normal(1, (2, *shape))
-    spectrum = blur.centred_kernel_spectrum(kernel, shape)
-    blurred_twice = jnp.fft.irfft2(jnp.fft.rfft2(images) * jnp.abs(spectrum) ** 2, shape)
-    found = blur.circular_inverse(kernel, shape, ridge, pairs=pairs)(ridge * images + blurred_twice)
-    np.testing.assert_allclose(found, images, atol=1e-4)
-
-
-@settings(max_examples=8, deadline=None)
-@given(SIDES, KERNELS, st.integers(0, 2**16))
-def test_the_circular_inverse_is_symmetric_and_positive(shape, kernel_shape, seed):
-    one, other = normal(seed, shape), normal(seed + 1, shape)
-    inverse = blur.circular_inverse(normal(seed + 2, kernel_shape), blur.latent_shape(shape, kernel_shape), 0.3)
-    widened = [jnp.pad(image, [(0, k - 1) for k in kernel_shape]) for image in (one, other)]
-    found = [inverse(image) for image in widened]
-    scale = float(jnp.linalg.norm(found[0]) * jnp.linalg.norm(other)) + 1e-3
-    np.testing.assert_allclose(jnp.vdot(found[0], widened[1]) / scale, jnp.vdot(widened[0], found[1]) / scale, atol=1e-4)
-    assert float(jnp.vdot(found[0], widened[0])) > 0.0
-
-
 def test_a_pair_is_two_images():
     forward, _ = blur.valid_blur(normal(0, (5, 5)), (20, 20), pairs=True)
     with pytest.raises(AssertionError):
