@@ -214,7 +214,6 @@ def _estimate(
             candidates = [candidates[number] for number in _ranked(judged_there, config)[: config.num_fine]]
         report(index + 1)
 
-    model = model.informative(config.descent_side)
     varied = [
         _descend(model, _vary(model, _clean(candidate.kernel), candidate.support), candidate.support)
         for candidate in candidates
@@ -448,14 +447,14 @@ def _programs(
     judged, last = levels[judged_at], levels[-1]
     whole = max(judged.shape)
     refined = [(judged, config.refine_side, config.refine_iterations)]
-    compared = [(last, config.descent_side, config.vary_iterations + config.descents)]
+    compared = [(last, config.refine_side, config.vary_iterations + config.descents)]
     guessed: _Calls = []
     if guesses:
         guessed = _guess_programs(levels[: judged_at + 1], config, clipped)
         refined += [(judged, config.guess_window_side, config.guess_iterations), (judged, whole, config.finalist_iterations)]
         compared += [(judged, whole, config.finalist_iterations)]
     refined += [(level, config.refine_side, config.fine_iterations) for level in levels[judged_at + 1 :]]
-    refined += [(last, config.descent_side, config.vary_iterations)]
+    refined += [(last, config.refine_side, config.vary_iterations)]
     descended: _Calls = []
     if config.descents:
         image = _any_array(descent.half_shape(tuple(min(config.descent_side, side) for side in last.shape)))
@@ -507,7 +506,7 @@ def _guess(
 ) -> Iterator[list[jax.Array]]:
     """At one level after the other, guesses under the L0 prior for the choices of settings that ``config`` asks for.
 
-    Of those that agree but for their borders at a level of some size, one goes on.
+    Of those that have become the same at a level of some size, one goes on.
     """
     settings = _guess_settings(config)
     guesses = [kernel_l0.first_kernel(levels[0].kernel_size)] * len(settings)
@@ -636,9 +635,10 @@ class _Model:
 
     def descended(self, kernel: jax.Array, support: jax.Array) -> jax.Array:
         """A kernel after descending its score, from a wider one: what has no mass gets none."""
-        measured = [None] * 2 if self.measured is None else descent.halves(self.measured)
+        model = self.informative(self.config.descent_side)
+        measured = [None] * 2 if model.measured is None else descent.halves(model.measured)
         found = descent.descend(
-            descent.halves(self.image),
+            descent.halves(model.image),
             measured,
             scipy.ndimage.gaussian_filter(np.asarray(kernel, np.float64), _FIRST_WIDTH, mode="constant"),
             np.asarray(support),

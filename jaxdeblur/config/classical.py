@@ -52,8 +52,7 @@ class InitialiserConfig:
         little noise in the image.
       noisy_descent_softness_std: the same if there is much.
       descent_thinness: the weight of Σ√k there.
-      descent_side: there, and where softnesses and thinnesses are varied, an informative crop of at most this many pixels a
-        side is looked at.
+      descent_side: there an informative crop of at most this many pixels a side is looked at.
       kernel_width_stds: least and largest standard deviation in pixels of the Gaussian by which the kernel is widened before an
         image is restored with it, see :mod:`jaxdeblur.classical.width`; zeros for none.
       guess_side: guesses are told apart on a level of the pyramid of at most about this many pixels a side.
