@@ -279,7 +279,10 @@ def _on_level(kernel: np.ndarray, level: kernel_l0.Level) -> jax.Array:
 
 
 def _distinct(kernels: Sequence[jax.Array], order: Iterable[int], same: float | None = None) -> list[int]:
-    """Those in ``order`` whose kernel is not the same as one kept before it: of no such cosine; ``_SAME`` if none is given."""
+    """Those in ``order`` whose kernel is not the same as one kept before it.
+
+    ``same`` is the cosine from which two count as one; ``_SAME`` if None.
+    """
     flat = np.stack([np.asarray(kernel).ravel() for kernel in kernels])
     flat /= np.linalg.norm(flat, axis=1, keepdims=True)
     kept: list[int] = []
