@@ -11,7 +11,8 @@ minimum over the image is the partial one. In u the prior Σ √k is linear, so 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -62,6 +63,7 @@ def descend(
     noise_variance: float,
     image_softness_std: float,
     thinness: float,
+    progress: Callable[[float], None] | None = None,
 ) -> np.ndarray:
     """The kernel after steps of L-BFGS (Liu, Nocedal, 1989, https://doi.org/10.1007/BF01589116) down J.
 
@@ -74,6 +76,7 @@ def descend(
       noise_variance: ν, in squared [0, 1] units.
       image_softness_std: of the sharp image, in pixels.
       thinness: λ, of F per pixel.
+      progress: called after each step with the share of the steps that are done; what it raises ends the descent.
 
     Returns:
       ``[h, h]`` float32, non-negative, summing to one: the best of all that were tried.
@@ -98,8 +101,14 @@ def descend(
         slope = 2.0 * root * np.mean([np.asarray(one, np.float64) for one in slopes], axis=0) + thinness
         return value, ((slope - np.sum(slope * root) * root) / length).ravel()
 
+    done = itertools.count(1)
+
+    def report(_: np.ndarray) -> None:
+        if progress is not None:
+            progress(next(done) / steps)
+
     bounds = [(0.0, None if inside else 0.0) for inside in np.asarray(support).ravel() > 0]
     options = {"maxiter": steps, "maxfun": int(_MOST_VALUES * steps)}
     start = (first / first.max()).ravel()
-    scipy.optimize.minimize(value_and_slope, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+    scipy.optimize.minimize(value_and_slope, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options, callback=report)
     return np.asarray(best[1], np.float32)

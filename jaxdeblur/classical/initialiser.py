@@ -40,6 +40,8 @@ _MARGIN = 0.25
 _TIGHT_SHARES = (0.25, 0.35, 0.5, 0.7)
 # In pixels, of the Gaussian that fills the gaps of a kernel before its score is descended.
 _FIRST_WIDTH = 0.5
+# What follows the pyramid's levels (variants of the kernel, then the descent) counts as so many of them, and the variants' share.
+_LAST_STEPS, _SHARE_OF_VARIANTS = 5, 0.4
 # Square roots of the pixels of the reduced images by which a kernel is compared with guesses.
 _REDUCED_SIDES = (128, 180)
 
@@ -121,7 +123,7 @@ def estimate_kernel(
       noise_std: of the image, in [0, 1] units.
       measured: ``[H, W]``, one where a pixel was measured and zero where it was clipped, which then says nothing about the
         kernel; None if all were measured.
-      progress: called with (pyramid levels done, levels in all).
+      progress: called with (steps done, steps in all), which are the pyramid's levels and some more.
 
     Returns:
       The estimate; the kernel's side is ``kernel_size`` if it was given.
@@ -183,7 +185,7 @@ def _estimate(
     """The estimate on at most the given support, of which ``touches_border`` tells whether the best kernel needs all of it."""
     levels = kernel_l0.pyramid(blurry.shape, kernel_size)
     judged_at = _last_within(levels, config.guess_side)
-    total = len(levels) + 1
+    total = len(levels) + _LAST_STEPS
 
     def report(done: int) -> None:
         if progress is not None:
@@ -214,10 +216,15 @@ def _estimate(
             candidates = [candidates[number] for number in _ranked(judged_there, config)[: config.num_fine]]
         report(index + 1)
 
-    varied = [
-        _descend(model, _vary(model, _clean(candidate.kernel), candidate.support), candidate.support)
-        for candidate in candidates
-    ]
+    varied = []
+    for number, candidate in enumerate(candidates):
+
+        def report_last(share: float, number: int = number) -> None:
+            report(len(levels) + int(_LAST_STEPS * (number + share) / len(candidates)))
+
+        found = _vary(model, _clean(candidate.kernel), candidate.support)
+        report_last(_SHARE_OF_VARIANTS)
+        varied.append(_descend(model, found, candidate.support, report_last))
     report(total)
     chosen = _ranked([next(value for _, value in found.values()) for found in varied], config)[0]
     candidate, found = candidates[chosen], varied[chosen]
@@ -315,14 +322,18 @@ def _vary(model: _Model, best: jax.Array, support: jax.Array) -> dict[str, tuple
 
 
 def _descend(
-    model: _Model, found: dict[str, tuple[jax.Array, float]], support: jax.Array
+    model: _Model, found: dict[str, tuple[jax.Array, float]], support: jax.Array, report: Callable[[float], None]
 ) -> dict[str, tuple[jax.Array, float]]:
     """Adds what the best of these kernels becomes when it descends its score, by which all are judged then; the best first."""
     if model.config.descents == 0:
         return found
+
+    def descending(share: float) -> None:
+        report(_SHARE_OF_VARIANTS + (1.0 - _SHARE_OF_VARIANTS) * share)
+
     best, (kernel, _) = next(iter(found.items()))
     kernels = {name: kernel for name, (kernel, _) in found.items()}
-    kernels[best + DESCENDED] = _clean(model.descended(kernel, support))
+    kernels[best + DESCENDED] = _clean(model.descended(kernel, support, descending))
     scores = dict(zip(kernels, model.judge(list(kernels.values()), in_the_end=True), strict=True))
     return {name: (kernels[name], scores[name]) for name in ranked(scores, model.config)}
 
@@ -636,7 +647,7 @@ class _Model:
             for attempt in attempts
         ]
 
-    def descended(self, kernel: jax.Array, support: jax.Array) -> jax.Array:
+    def descended(self, kernel: jax.Array, support: jax.Array, progress: Callable[[float], None]) -> jax.Array:
         """A kernel after descending its score, from a wider one: what has no mass gets none."""
         model = self.informative(self.config.descent_side)
         measured = [None] * 2 if model.measured is None else descent.halves(model.measured)
@@ -649,6 +660,7 @@ class _Model:
             noise_variance=self.noise_variance,
             image_softness_std=variational.softness_at(self.scale, self.descent_softness_std),
             thinness=self.config.descent_thinness,
+            progress=progress,
         )
         return jnp.asarray(found)
 
