@@ -108,7 +108,8 @@ def descend(
             progress(next(done) / steps)
 
     bounds = [(0.0, None if inside else 0.0) for inside in np.asarray(support).ravel() > 0]
-    options = {"maxiter": steps, "maxfun": int(_MOST_VALUES * steps)}
+    limits = {"maxiter": steps, "maxfun": int(_MOST_VALUES * steps)}
     start = (first / first.max()).ravel()
-    scipy.optimize.minimize(value_and_slope, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options, callback=report)
+    settings: dict[str, Any] = {"method": "L-BFGS-B", "bounds": bounds, "options": limits, "callback": report}
+    scipy.optimize.minimize(value_and_slope, start, jac=True, **settings)
     return np.asarray(best[1], np.float32)

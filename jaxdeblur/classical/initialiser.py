@@ -40,7 +40,7 @@ _MARGIN = 0.25
 _TIGHT_SHARES = (0.25, 0.35, 0.5, 0.7)
 # In pixels, of the Gaussian that fills the gaps of a kernel before its score is descended.
 _FIRST_WIDTH = 0.5
-# What follows the pyramid's levels (variants of the kernel, then the descent) counts as so many of them, and the variants' share.
+# What follows the levels, variants of the kernel and the descent, counts as so many of them; the variants' share of it.
 _LAST_STEPS, _SHARE_OF_VARIANTS = 5, 0.4
 # Square roots of the pixels of the reduced images by which a kernel is compared with guesses.
 _REDUCED_SIDES = (128, 180)
