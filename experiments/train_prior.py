@@ -233,7 +233,7 @@ def _optimiser(num_steps: int, rate: float) -> optax.GradientTransformation:
     return optax.multi_transform({"network": falling(rate), "settings": falling(_SETTING_RATE)}, labels)
 
 
-def _train(
+def train_part(
     part: str,
     weights: Any,
     loss: Callable[..., jax.Array],
@@ -243,12 +243,29 @@ def _train(
     seed: int,
     folder: pathlib.Path,
 ) -> Any:
-    """One part of the training, from its checkpoint if there is one; the running mean of its weights."""
+    """One part of a training, from its checkpoint if there is one.
+
+    Args:
+      part: its name, that of the checkpoint, and of its examples' random numbers.
+      weights: to begin with.
+      loss: of the weights and a batch.
+      batch: makes one.
+      num_steps: of the part.
+      rate: the highest learning rate.
+      seed: of the examples.
+      folder: of the checkpoint.
+
+    Returns:
+      The running mean of the weights.
+
+    Raises:
+      InputError: the checkpoint cannot be gone on from.
+    """
     optimiser = _optimiser(num_steps, rate)
     state = State(0, weights, weights, optimiser.init(weights))
     path = folder / f"{part}.msgpack"
     if path.exists():
-        other = "is of a run with other --num_stages: give the same, or another --output_dir"
+        other = "is of a run with other settings: give the same, or another --output_dir"
         state = checkpoints.restored(path, state, other=other)
 
     @jax.jit
@@ -298,14 +315,14 @@ def train(config: TrainConfig, images: Sequence[np.ndarray], folder: pathlib.Pat
         return tuple(np.stack(arrays) for arrays in zip(*examples, strict=True))
 
     weights = dict(learned.initial_weights(jax.random.key(config.seed)))
-    weights = _train("denoiser", weights, denoiser_loss, noisy, config.denoiser_steps, _DENOISER_RATE, config.seed, folder)
+    weights = train_part("denoiser", weights, denoiser_loss, noisy, config.denoiser_steps, _DENOISER_RATE, config.seed, folder)
     count = config.num_stages
     weights |= {
         "stage_std": jnp.log(jnp.geomspace(8.0, 3.0, count) / 255.0),
         "stage_power": jnp.full(count, 0.5),
         "stage_pull": jnp.log(jnp.full(count, 0.3)),
     }
-    weights = _train("stages", weights, stage_loss, blurred, config.stage_steps, _STAGE_RATE, config.seed, folder)
+    weights = train_part("stages", weights, stage_loss, blurred, config.stage_steps, _STAGE_RATE, config.seed, folder)
     path = folder / "learned_prior.npz"
     natural = {name: np.asarray(value, np.float32) for name, value in _natural(weights).items()}
     stored = {name: value if name in _SETTINGS else value.astype(np.float16) for name, value in natural.items()}

@@ -108,6 +108,7 @@ def test_what_is_built_installs_and_runs_from_elsewhere(tmp_path, kind):
         inside = archive.namelist() if kind == "wheel" else archive.getnames()
     for ending in (
         "learned_prior.npz",
+        "kernel_correction.npz",
         "static/index.html",
         "static/page.js",
         "static/page.css",

@@ -25,6 +25,7 @@ QUICK = InitialiserConfig(
     softness_stds=(0.4,),
     vary_iterations=0,
     descents=0,
+    correction_share=0.0,
 )
 NOISE_STD = 0.002
 

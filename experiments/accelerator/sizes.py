@@ -20,6 +20,7 @@ _TOY_INITIALISER = InitialiserConfig(
     softness_stds=(0.4,),
     vary_iterations=3,
     descents=1,
+    correction_share=0.0,
 )
 # Long enough that in a run of one chunk no two changes of a schedule fall on one step, which would be another program.
 _TOY_CHUNK = 10

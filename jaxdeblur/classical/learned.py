@@ -212,7 +212,7 @@ def denoise(noisy: jax.Array, noise_std: jax.Array | float, weights: Weights) ->
     count, height, width = noisy.shape
     padded = jnp.pad(noisy, ((0, 0), (0, -height % _STRIDE), (0, -width % _STRIDE)), mode="edge")[..., None]
     level = jnp.broadcast_to(jnp.reshape(jnp.asarray(noise_std), (-1, 1, 1, 1)), (count, 1, 1, 1))
-    folded = _fold(_PIXEL_SCALE * (padded - padded.mean((1, 2, 3), keepdims=True)))
+    folded = fold(_PIXEL_SCALE * (padded - padded.mean((1, 2, 3), keepdims=True)))
     levels = jnp.broadcast_to(_NOISE_SCALE * level, (*folded.shape[:3], 1))
 
     def block(features: jax.Array, name: str) -> jax.Array:
@@ -222,8 +222,8 @@ def denoise(noisy: jax.Array, noise_std: jax.Array | float, weights: Weights) ->
     coarse = _convolve(fine, weights["down"], stride=2)
     for index in range(sum(name.startswith("middle") for name in weights) // 2):
         coarse = block(coarse, f"middle{index}")
-    fine = block(fine + _unfold(_convolve(coarse, weights["up"])), "leave")
-    noise = level * _unfold(_convolve(fine, weights["tail"]))
+    fine = block(fine + unfold(_convolve(coarse, weights["up"])), "leave")
+    noise = level * unfold(_convolve(fine, weights["tail"]))
     return noisy - noise[:, :height, :width, 0]
 
 
@@ -246,14 +246,14 @@ def _convolve(image: jax.Array, weight: jax.Array, stride: int = 1) -> jax.Array
     return jax.lax.conv_general_dilated(image, weight, (stride, stride), "SAME", dimension_numbers=layout)
 
 
-def _fold(image: jax.Array) -> jax.Array:
+def fold(image: jax.Array) -> jax.Array:
     """2×2 pixels into channels: ``[N, 2H, 2W, C]`` to ``[N, H, W, 4C]``."""
     count, height, width, channels = image.shape
     pairs = image.reshape(count, height // 2, 2, width // 2, 2, channels)
     return pairs.transpose(0, 1, 3, 2, 4, 5).reshape(count, height // 2, width // 2, 4 * channels)
 
 
-def _unfold(image: jax.Array) -> jax.Array:
+def unfold(image: jax.Array) -> jax.Array:
     """The inverse of :func:`_fold`."""
     count, height, width, channels = image.shape
     pairs = image.reshape(count, height, width, 2, 2, channels // 4)

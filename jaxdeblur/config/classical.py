@@ -53,8 +53,11 @@ class InitialiserConfig:
       noisy_descent_softness_std: the same if there is much.
       descent_thinness: the weight of Σ√k there.
       descent_side: there an informative crop of at most this many pixels a side is looked at.
-      kernel_width_stds: least and largest standard deviation in pixels of the Gaussian by which the kernel is widened before an
-        image is restored with it, see :mod:`jaxdeblur.classical.width`; zeros for none.
+      correction_share: how far the kernel that an image is restored with is led on the way to what a learned step says, see
+        :mod:`jaxdeblur.classical.correction`; 0 for not at all, 1 for all of it.
+      correction_side: for that, an informative crop of at most this many pixels a side is looked at.
+      kernel_width_stds: least and largest standard deviation in pixels of the Gaussian by which a kernel that is not corrected
+        is widened before an image is restored with it, see :mod:`jaxdeblur.classical.width`; zeros for none.
       guess_side: guesses are told apart on a level of the pyramid of at most about this many pixels a side.
       guess_window_side: there, on an informative crop of at most so many pixels a side.
       refine_side: on finer levels the kernel is refined on an informative crop of at most this many pixels a side.
@@ -89,6 +92,8 @@ class InitialiserConfig:
     noisy_descent_softness_std: float = 0.4
     descent_thinness: float = 0.01
     descent_side: int = 384
+    correction_share: float = 0.6
+    correction_side: int = 512
     kernel_width_stds: tuple[float, float] = (0.0, 0.5)
     guess_side: int = 300
     guess_window_side: int = 192
@@ -121,7 +126,8 @@ class InitialiserConfig:
         least, most = self.kernel_width_stds
         require(0 <= least <= most, "initialiser: kernel_width_stds must be two numbers, 0 <= least <= most")
         require(self.descents >= 0, "initialiser: descents must not be negative")
-        sides = (self.guess_side, self.refine_side, self.descent_side, self.image_side)
+        require(0 <= self.correction_share <= 1, "initialiser: correction_share must lie in [0, 1]")
+        sides = (self.guess_side, self.refine_side, self.descent_side, self.correction_side, self.image_side)
         require(min(sides) >= 64, "initialiser: sides must be 64 pixels or more")
 
 

@@ -10,9 +10,11 @@ from contextlib import contextmanager
 import jax
 import numpy as np
 
+from jaxdeblur.classical.correction import correct
+from jaxdeblur.classical.initialiser import informative_crop
 from jaxdeblur.classical.shake import ShakeEstimate
 from jaxdeblur.classical.width import widened
-from jaxdeblur.config import Config, InitialiserConfig
+from jaxdeblur.config import WITHOUT_CLIPPED, Config, InitialiserConfig
 from jaxdeblur.imaging.input_checks import Region
 from jaxdeblur.optimise.loop import FitResult, Snapshot
 
@@ -90,6 +92,7 @@ class Case:
       shake: what was found of a camera that turns, if that was asked.
       without_clipped: whether kernels are estimated and judged without the clipped pixels.
       more_attempts: at the kernel that were made after the first.
+      corrected: the kernel as it was found and as images are restored with it, by name, if it was needed.
       restored: the image and the method that made it, by the name of the kernel, if it was needed before the last step.
     """
 
@@ -106,6 +109,7 @@ class Case:
     shake: ShakeEstimate | None = None
     without_clipped: bool = False
     more_attempts: int = 0
+    corrected: dict[str, tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=dict)
     restored: dict[str, tuple[np.ndarray, str]] = dataclasses.field(default_factory=dict)
 
     @property
@@ -121,10 +125,29 @@ class Case:
         return (slice(None), slice(None)) if whole else self.scene.window
 
     def restoring_kernel(self, name: str) -> np.ndarray:
-        """A candidate as images are restored with it: wider than it was found, if it is a classical estimate."""
-        kernel, source = self.kernels[name], name.rpartition(": ")[2]
-        if source in _OF_OTHER_KINDS:
+        """A candidate as the image is restored with it: a classical estimate is corrected by a learned step.
+
+        Not where clipped pixels were left out, because the step knows of none: then it is widened.
+        """
+        kernel, initialiser = self.kernels[name], self.scene.initialiser
+        found_otherwise = name.rpartition(": ")[2] in _OF_OTHER_KINDS or WITHOUT_CLIPPED in name
+        if found_otherwise or initialiser.correction_share == 0.0:
+            return self.shown_kernel(name)
+        if name not in self.corrected or self.corrected[name][0] is not kernel:
+            seen = self.scene.grey[self.scene.window]
+            seen = seen[informative_crop(seen, initialiser.correction_side)]
+            new = correct(seen, kernel, noise_std=self.scene.noise_std, share=initialiser.correction_share)
+            self.corrected[name] = kernel, new
+        return self.corrected[name][1]
+
+    def shown_kernel(self, name: str) -> np.ndarray:
+        """A candidate as the image was restored with it, or would be but for a correction that was not worth its time."""
+        kernel, kind = self.kernels[name], name.rpartition(": ")[2]
+        if kind in _OF_OTHER_KINDS:
             return kernel
+        before, corrected = self.corrected.get(name, (None, None))
+        if corrected is not None and before is kernel:
+            return corrected
         return widened(kernel, self.scene.initialiser, noise_std=self.scene.noise_std)
 
     @property

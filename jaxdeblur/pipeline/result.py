@@ -27,8 +27,9 @@ class Candidate:
       name: where it comes from.
       score: by :func:`jaxdeblur.classical.judge.judge`; lower is better. NaN if it was not judged because there was no other.
       chosen: whether the final image was made with it.
-      kernel: ``[h, w]``, non-negative, summing to one, or ``[rows, columns, h, w]``; as an image is restored with it, which for
-        a classical estimate is wider than it was scored (:mod:`jaxdeblur.classical.width`).
+      kernel: ``[h, w]``, non-negative, summing to one, or ``[rows, columns, h, w]``; as an image is restored with it: a
+        classical estimate that was used for this is corrected (:mod:`jaxdeblur.classical.correction`), any other one is wider
+        than it was scored (:mod:`jaxdeblur.classical.width`).
     """
 
     name: str

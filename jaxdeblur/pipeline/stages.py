@@ -431,11 +431,11 @@ def _finish(case: Case, progress: Progress | None) -> Result:
             restored = case.surrogate
         else:
             name, chosen, restored = _deconvolve(case, scores, progress)
-    restoring = {label: case.restoring_kernel(label) for label in kernels}
+    shown = {label: case.shown_kernel(label) for label in kernels}
     result = Result(
         restored=finish.blend(scene.blurry, np.clip(restored, 0.0, 1.0).astype(np.float32), config.nonblind.amount),
-        kernel=restoring[name],
-        candidates=tuple(Candidate(label, scores[label], label == name, restoring[label]) for label in kernels),
+        kernel=shown[name],
+        candidates=tuple(Candidate(label, scores[label], label == name, shown[label]) for label in kernels),
         chosen=chosen,
         history={},
         seconds=case.clock.seconds,

@@ -17,6 +17,7 @@ COMMANDS = (
     "make_synthetic",
     "scaling",
     "train_dwdn",
+    "train_correction",
     "train_prior",
     "varying_table",
 )
@@ -55,6 +56,8 @@ def test_what_cannot_be_parsed_is_told_in_one_line(name, argument, capsys):
         ("train_dwdn", [], "--data_dir is missing"),
         ("train_dwdn", ["--data_dir=nowhere"], "nowhere: no such"),
         ("train_dwdn", ["--data_dir=nowhere", "--widths=wide"], "take whole numbers"),
+        ("train_correction", [], "--data_dir is missing"),
+        ("train_correction", ["--data_dir=nowhere"], "nowhere: no such"),
         ("train_prior", [], "--data_dir is missing"),
         ("train_prior", ["--data_dir=nowhere"], "nowhere: no such"),
         ("train_prior", ["--data_dir=nowhere", "--kernel_size=12"], "give an odd number"),

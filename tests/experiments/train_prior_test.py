@@ -34,7 +34,7 @@ def test_a_run_that_goes_on_equals_an_unbroken_one(images, tmp_path):
             np.testing.assert_array_equal(first[name], second[name])
         assert first["stage_std"].shape == (CONFIG.num_stages,)
         assert 0 < first["stage_std"][0] < 1
-    with pytest.raises(InputError, match="other --num_stages"):
+    with pytest.raises(InputError, match="other settings"):
         train_prior.train(dataclasses.replace(CONFIG, num_stages=2), images, unbroken)
     (unbroken / "denoiser.msgpack").write_bytes(b"damaged")
     with pytest.raises(InputError, match="another --output_dir"):

@@ -11,6 +11,7 @@ from PIL import Image
 
 from jaxdeblur import InputError, deblur
 from jaxdeblur.classical import finish, initialiser
+from jaxdeblur.classical.correction import correct
 from jaxdeblur.classical.width import widened
 from jaxdeblur.config import (
     Config,
@@ -79,6 +80,17 @@ class TestBlind:
         np.testing.assert_array_equal(blind[0].kernel, widened(estimate.kernel, QUICK, noise_std=blind[0].noise_std))
         known = deblur(scene().blurry, CLASSICAL, key=KEY, kernel=estimate.kernel)
         np.testing.assert_array_equal(known.kernel, estimate.kernel)  # a given one is taken at its word
+
+    def test_the_kernel_that_it_is_restored_with_is_corrected_and_no_other(self, blind):
+        config = dataclasses.replace(QUICK, correction_share=0.5, vary_iterations=1)
+        estimate = initialiser.estimate_kernel(scene().blurry, config, kernel_size=11, noise_std=blind[0].noise_std)
+        result = deblur(scene().blurry, dataclasses.replace(CLASSICAL, initialiser=config), key=KEY)
+        expected = correct(scene().blurry, estimate.kernel, noise_std=result.noise_std, share=0.5)
+        np.testing.assert_array_equal(result.kernel, expected)
+        for candidate in result.candidates:
+            before = estimate.kernels[candidate.name]
+            wide = expected if candidate.chosen else widened(before, config, noise_std=result.noise_std)
+            np.testing.assert_array_equal(candidate.kernel, wide)
 
     def test_the_same_call_gives_the_same_bytes(self, blind):
         again = deblur(scene().blurry, CLASSICAL, key=KEY)

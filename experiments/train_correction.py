@@ -1,0 +1,357 @@
+"""Trains the networks of :mod:`jaxdeblur.classical.correction` on a folder of sharp images.
+
+    python -m experiments.train_correction --data_dir=images --output_dir=correction --num_estimates=2 --views=1 --num_steps=4
+    python -m experiments.train_correction --data_dir=images --output_dir=correction
+
+The first is a smoke run; the second takes about two hours of one core. First kernels are estimated: crops of the images are
+blurred by :func:`jaxdeblur.operators.trajectories.motion_kernel` with noise of 0.1 to 2 %, and from nearly the true kernel
+the usual alternation and descent go on until the kernel has the faults of an estimate. Then the networks learn to lead these
+kernels back; to have more examples, the pair of a true and an estimated kernel goes with further crops too. Everything depends
+on the seed and a number alone, so a run that is started again in its output folder goes on where it was, and ends as an
+unbroken one. Written to ``--output_dir``:
+
+    estimates/, examples/     kernels and what a step begins with, NPZ
+    correction.msgpack        what the training goes on from
+    kernel_correction.npz     the weights (running mean, half precision), for jaxdeblur/classical
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.ndimage
+import scipy.signal
+from absl import flags
+
+from experiments.command_line import run_command, start
+from experiments.files import written_whole
+from experiments.train_prior import Batch, crop, read_images, train_part
+from jaxdeblur.classical import correction, descent, variational
+from jaxdeblur.classical.judge import descent_softness_std
+from jaxdeblur.config import InitialiserConfig
+from jaxdeblur.errors import InputError
+from jaxdeblur.operators.trajectories import motion_kernel
+
+_RATE = 1e-3
+_SIZES = tuple(range(9, 37, 2))
+_REFINE_ITERATIONS, _SOFTNESSES = 60, (0.4, 0.7, 1.0)
+_FAINT = 0.02
+# Square grid of frequencies on which kernels are compared, and the canvas of the true kernel.
+_GRID, _CANVAS = 128, 63
+_SUBPIXELS = 8
+# Estimates that lie further from the true kernel are no faults of detail.
+_LARGEST_SHIFT = 9.0
+_NUM_BANDS = 48
+# The restoration with which kernels are compared is Wiener's, with a share of the noise: priors are better than it.
+_NOISE_SHARE, _NOISE_FLOOR = 0.5, 0.002
+# In dB: half of an example's weight is gone where its estimate falls so far behind the true kernel.
+_HALF_WEIGHT_GAP = 3.0
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A training run.
+
+    Attributes:
+      num_estimates: kernels that are estimated.
+      views: crops that go with each of them.
+      num_steps: of the training.
+      batch_size: examples in a step.
+      crop: side of a blurry crop in pixels.
+      seed: of the start and the examples.
+    """
+
+    num_estimates: int = 240
+    views: int = 4
+    num_steps: int = 5000
+    batch_size: int = 2
+    crop: int = 208
+    seed: int = 0
+
+
+def true_kernel(generator: np.random.Generator) -> np.ndarray:
+    """``[43, 43]``: camera shake of 9 to 35 pixels, now and then a little wider, or resting somewhere."""
+    size, side = int(generator.choice(_SIZES)), correction.SUPPORT
+    persistence = float(generator.choice([0.97, 0.98, 0.985, 0.99, 0.995, 0.998]))
+    kernel = np.pad(motion_kernel(generator, size=size, persistence=persistence).astype(np.float64), (side - size) // 2)
+    if generator.random() < 0.2:
+        kernel = scipy.ndimage.gaussian_filter(kernel, generator.uniform(0.2, 0.5), mode="constant")
+    if generator.random() < 0.3:
+        places = np.argwhere(kernel > 0.2 * kernel.max())
+        rest = np.zeros_like(kernel)
+        rest[tuple(places[generator.integers(len(places))])] = 1.0
+        spot = scipy.ndimage.gaussian_filter(rest, generator.uniform(0.5, 1.0))
+        kernel = kernel / kernel.sum() + generator.uniform(0.03, 0.15) * spot
+    return (kernel / kernel.sum()).astype(np.float32)
+
+
+def sharp_crop(generator: np.random.Generator, images: Sequence[np.ndarray], side: int) -> np.ndarray:
+    """The most textured of a few crops ``[side, side]``, sometimes softer or darker than it was."""
+    tried = [crop(generator, images, side) for _ in range(int(generator.integers(2, 7)))]
+    best = max(tried, key=lambda one: np.sqrt(np.hypot(*np.gradient(one))).mean() * min(1.0, one.std() / 0.1))
+    if generator.random() < 0.25:
+        best = scipy.ndimage.gaussian_filter(best, generator.uniform(0.3, 0.7))
+    return best * generator.uniform(0.3, 0.8) if generator.random() < 0.2 else best
+
+
+def _noise(generator: np.random.Generator) -> float:
+    return float(np.exp(generator.uniform(np.log(0.0005), np.log(0.02)))) if generator.random() < 0.8 else 0.0
+
+
+def _blurred(generator: np.random.Generator, sharp: np.ndarray, kernel: np.ndarray, noise_std: float) -> np.ndarray:
+    """``[H, W]``, of 8 bits."""
+    seen = scipy.signal.fftconvolve(sharp, kernel, "valid")
+    noisy = seen + noise_std * generator.normal(size=seen.shape)
+    return (np.round(255.0 * np.clip(noisy, 0.0, 1.0)) / 255.0).astype(np.float32)
+
+
+def estimate(config: TrainConfig, images: Sequence[np.ndarray], number: int) -> dict[str, np.ndarray]:
+    """One true kernel and what estimation makes of it: ``truth`` and ``kernel``, ``[43, 43]``, and ``added_std``."""
+    generator = np.random.default_rng([config.seed, 1, number])
+    truth, side = true_kernel(generator), correction.SUPPORT
+    sharp = sharp_crop(generator, images, config.crop + side - 1)
+    added = _noise(generator)
+    blurry = _blurred(generator, sharp, truth, added)
+    began = scipy.ndimage.gaussian_filter(truth, generator.uniform(0.4, 1.2))
+    began[began < _FAINT * began.max()] = 0.0
+    usual, noise_std = InitialiserConfig(), float(np.hypot(added, correction.QUANTISED_STD))
+    variance = variational.noise_variance(noise_std, smallest=usual.noise_variance)
+    support = np.ones((side, side), np.float32)
+    refined, _ = variational.refine_kernel(
+        blurry=jnp.asarray(blurry),
+        kernel=jnp.asarray(began / began.sum()),
+        support=jnp.asarray(support),
+        iterations=_REFINE_ITERATIONS,
+        noise_variance=variance,
+        first_noise_variance=variance,
+        image_softness_std=float(generator.choice(_SOFTNESSES)),
+        thinness=usual.thinness,
+        measured=None,
+    )
+    descended = descent.descend(
+        descent.halves(blurry),
+        [None, None],
+        scipy.ndimage.gaussian_filter(np.asarray(refined, np.float64), 0.5, mode="constant"),
+        support,
+        steps=usual.descents,
+        noise_variance=variance,
+        image_softness_std=descent_softness_std(usual, noise_std=noise_std),
+        thinness=usual.descent_thinness,
+    )
+    kept = np.where(descended < _FAINT * descended.max(), 0.0, descended)
+    return {"truth": truth, "kernel": (kept / kept.sum()).astype(np.float32), "added_std": np.asarray(added, np.float32)}
+
+
+def example(
+    config: TrainConfig, images: Sequence[np.ndarray], number: int, view: int, found: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """What a step begins with: an estimated kernel and a crop that the true one blurred.
+
+    Returns:
+      ``blurry [H, W]``, ``start`` and ``sharp`` of :func:`jaxdeblur.classical.correction.restored`, ``kernel [43, 43]``,
+      ``truth [63, 63]``, the true kernel moved onto it, ``noise_std`` and ``power [128, 65]`` of the sharp image.
+    """
+    generator = np.random.default_rng([config.seed, 2, number, view])
+    sharp = sharp_crop(generator, images, config.crop + correction.SUPPORT - 1)
+    blurry = _blurred(generator, sharp, found["truth"], float(found["added_std"]))
+    noise_std = float(np.hypot(found["added_std"], correction.QUANTISED_STD))
+    restored = correction.restored(jnp.asarray(blurry), jnp.asarray(found["kernel"]), noise_std=noise_std)
+    return {
+        "blurry": blurry,
+        **{name: np.asarray(image, np.float16) for name, image in zip(("start", "sharp"), restored, strict=True)},
+        "kernel": found["kernel"],
+        "truth": moved_onto(found["truth"], found["kernel"])[0],
+        "noise_std": np.asarray(noise_std, np.float32),
+        "power": power(sharp),
+    }
+
+
+def moved_onto(truth: np.ndarray, kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The true kernel on a canvas ``[63, 63]`` in whose middle the other one would be, and the shift ``[2]`` in pixels.
+
+    The shift is where their correlation is largest, whose frequencies weigh as in a natural image.
+    """
+    i, j = _frequencies()
+    weight = 1.0 / (i**2 + j**2 + (1 / 64) ** 2)
+    weight[0, 0] = 0.0
+    true = np.fft.rfft2(truth, (_GRID, _GRID))
+    product = np.fft.rfft2(kernel, (_GRID, _GRID)) * np.conj(true) * weight
+    fine, half = _GRID * _SUBPIXELS, _GRID // 2
+    padded = np.zeros((fine, fine // 2 + 1), complex)
+    padded[:half, : half + 1], padded[-half:, : half + 1] = product[:half], product[-half:]
+    correlation = np.fft.irfft2(padded, (fine, fine))
+    shift = np.array(np.unravel_index(np.argmax(correlation), correlation.shape)) / _SUBPIXELS
+    shift = np.where(shift > half, shift - _GRID, shift)
+    row, column = shift + (_CANVAS - kernel.shape[0]) // 2
+    placed = np.fft.irfft2(true * np.exp(-2j * np.pi * (i * row + j * column)), (_GRID, _GRID))
+    return placed[:_CANVAS, :_CANVAS].astype(np.float32), shift
+
+
+def power(image: np.ndarray) -> np.ndarray:
+    """Radial means of an image's power on the grid of frequencies, ``[128, 65]``: white noise of variance v has v."""
+    side = image.shape[0]
+    window = np.outer(np.hanning(side), np.hanning(side))
+    centred = (image - (image * window).sum() / window.sum()) * window
+    periodogram = np.abs(np.fft.fft2(centred)) ** 2 / (window**2).sum()
+    radius = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.fftfreq(side)[None])
+    edges = np.concatenate([[0.0], np.geomspace(1.5 / _GRID, 0.71, _NUM_BANDS)])
+    band, seen = np.digitize(radius.ravel(), edges) - 1, radius.ravel() > 0.0
+    counts = np.bincount(band[seen], minlength=_NUM_BANDS)[:_NUM_BANDS]
+    sums = np.bincount(band[seen], periodogram.ravel()[seen], minlength=_NUM_BANDS)[:_NUM_BANDS]
+    middles, there = 0.5 * (edges[:-1] + edges[1:]), counts > 0
+    means = np.log(sums[there] / counts[there] + 1e-12)
+    i, j = _frequencies()
+    return np.exp(np.interp(np.log(np.maximum(np.hypot(i, j), 1e-3)), np.log(middles[there]), means)).astype(np.float32)
+
+
+def gap(kernel: jax.Array, truth: jax.Array, power: jax.Array, noise_std: jax.Array) -> jax.Array:
+    """By how many dB images restored with a kernel fall behind those restored with the true one.
+
+    The expected error of Wiener's restoration, ``Σ_f S |G T − 1|² + |G|² σ²`` with ``G = conj(K) / (|K|² + σ²/S)``, in which S
+    is the image's power, T the true kernel's transform and σ² a share of the noise's variance.
+
+    Args:
+      kernel: ``[h, h]``, h at most 63.
+      truth: ``[63, 63]``, of :func:`moved_onto`.
+      power: ``[128, 65]``, of :func:`power`.
+      noise_std: of the image.
+    """
+    margin = (_CANVAS - kernel.shape[0]) // 2
+    variance = _NOISE_SHARE * (noise_std**2 + _NOISE_FLOOR**2)
+    i, j = _frequencies()
+    twice = np.where((j == 0.0) | (j == 0.5), 1.0, 2.0) * ((i != 0.0) | (j != 0.0))
+    true = jnp.fft.rfft2(truth, (_GRID, _GRID))
+
+    def error(tried: jax.Array) -> jax.Array:
+        filtering = jnp.conj(tried) / (jnp.abs(tried) ** 2 + variance / (power + 1e-10) + 1e-9)
+        return jnp.sum(twice * (power * jnp.abs(filtering * true - 1.0) ** 2 + jnp.abs(filtering) ** 2 * variance))
+
+    return 10.0 * jnp.log10(error(jnp.fft.rfft2(jnp.pad(kernel, margin), (_GRID, _GRID))) / error(true))
+
+
+def loss(weights: Any, *batch: jax.Array) -> jax.Array:
+    """The mean change of :func:`gap` by a step, weighed less where the estimate is far off."""
+
+    def one(
+        blurry: jax.Array,
+        start: jax.Array,
+        sharp: jax.Array,
+        kernel: jax.Array,
+        truth: jax.Array,
+        noise_std: jax.Array,
+        power: jax.Array,
+    ) -> jax.Array:
+        before = gap(kernel, truth, power, noise_std)
+        after = gap(correction.step(blurry, start, sharp, kernel, noise_std, weights), truth, power, noise_std)
+        return (after - before) * _HALF_WEIGHT_GAP / (_HALF_WEIGHT_GAP + jnp.maximum(before, 0.0))
+
+    return jnp.mean(jax.vmap(one)(*batch))
+
+
+def _frequencies() -> tuple[np.ndarray, np.ndarray]:
+    i, j = np.meshgrid(np.fft.fftfreq(_GRID), np.fft.rfftfreq(_GRID), indexing="ij")
+    return i, j
+
+
+def _kept(path: pathlib.Path, make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Arrays from a file, which is written first if there is none."""
+    if not path.exists():
+        with written_whole(path) as new:
+            np.savez(new, allow_pickle=False, **make())
+    with np.load(path) as arrays:
+        return dict(arrays)
+
+
+def train(config: TrainConfig, images: Sequence[np.ndarray], folder: pathlib.Path) -> pathlib.Path:
+    """Estimates, examples and the training.
+
+    Args:
+      config: of the run.
+      images: grey, in [0, 1]; see :func:`experiments.train_prior.read_images`.
+      folder: of all that is written; made if need be.
+
+    Returns:
+      The file of the weights.
+
+    Raises:
+      InputError: the checkpoint there cannot be gone on from.
+    """
+    for name in ("estimates", "examples"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    near = []
+    for number in range(config.num_estimates):
+        found = _kept(folder / "estimates" / f"{number:05d}.npz", lambda n=number: estimate(config, images, n))  # type: ignore[misc]
+        if np.abs(moved_onto(found["truth"], found["kernel"])[1]).max() <= _LARGEST_SHIFT:
+            near.append((number, found))
+        if (number + 1) % 20 == 0:
+            print(f"estimates: {number + 1}/{config.num_estimates}", flush=True)
+
+    def batch(generator: np.random.Generator) -> Batch:
+        chosen = []
+        for _ in range(config.batch_size):
+            (number, found), view = near[generator.integers(len(near))], int(generator.integers(config.views))
+            path = folder / "examples" / f"{number:05d}_{view}.npz"
+            arrays = _kept(path, lambda n=number, v=view, f=found: example(config, images, n, v, f))  # type: ignore[misc]
+            chosen.append(_turned(arrays, int(generator.integers(8))))
+        return tuple(np.stack(parts) for parts in zip(*chosen, strict=True))
+
+    weights = dict(correction.initial_weights(jax.random.key(config.seed)))
+    weights = train_part("correction", weights, loss, batch, config.num_steps, _RATE, config.seed, folder)
+    path = folder / "kernel_correction.npz"
+    with written_whole(path) as new:
+        np.savez_compressed(new, allow_pickle=False, **{name: np.asarray(value, np.float16) for name, value in weights.items()})
+    return path
+
+
+def _turned(arrays: Mapping[str, np.ndarray], turn: int) -> list[np.ndarray]:
+    """The arguments of :func:`loss` for one example, turned by ``turn % 4`` right angles and mirrored from 4 on."""
+
+    def turned(array: np.ndarray) -> np.ndarray:
+        around = np.rot90(array, turn % 4)
+        return np.ascontiguousarray(around[:, ::-1] if turn >= 4 else around, np.float32)
+
+    images = [turned(arrays[name]) for name in ("blurry", "start", "sharp", "kernel", "truth")]
+    return [*images, arrays["noise_std"], arrays["power"]]  # the power is the same in all directions
+
+
+def define_flags() -> flags.FlagValues:
+    """The flags, unparsed."""
+    values, usual = flags.FlagValues(), TrainConfig()
+
+    def number(name: str, text: str, lower_bound: int | None) -> None:
+        flags.DEFINE_integer(name, getattr(usual, name), text, lower_bound=lower_bound, flag_values=values)
+
+    flags.DEFINE_string("data_dir", None, "Folder of sharp images.", flag_values=values)
+    flags.DEFINE_string("output_dir", "correction", "Where estimates, examples, checkpoint and weights go.", flag_values=values)
+    number("num_estimates", "Kernels that are estimated.", 1)
+    number("views", "Crops that go with each of them.", 1)
+    number("num_steps", "Steps of the training.", 1)
+    number("batch_size", "Examples in a step.", 1)
+    number("crop", "Side of a crop.", 96)
+    number("seed", "Of the start and the examples.", 0)
+    return values
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs a command line: the program's name and its arguments. Returns the exit status."""
+    values = define_flags()
+
+    def work() -> int:
+        if not values.data_dir:
+            raise InputError("--data_dir is missing: give a folder of sharp images")
+        config = TrainConfig(**{name: getattr(values, name) for name in TrainConfig.__dataclass_fields__})
+        images = read_images(values.data_dir, config.crop + correction.SUPPORT - 1)
+        print(train(config, images, pathlib.Path(values.output_dir)))
+        return 0
+
+    return run_command(argv, values, __doc__, work)
+
+
+if __name__ == "__main__":
+    start(main, interrupted="interrupted; the same command goes on from where it was")
