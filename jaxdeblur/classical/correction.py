@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import importlib.resources
+import itertools
 from collections.abc import Mapping
 
 import chex
@@ -24,6 +25,7 @@ import numpy as np
 from jaxdeblur.classical import learned, sparse
 from jaxdeblur.classical.compiled import reproducible_jit
 from jaxdeblur.operators import blur
+from jaxdeblur.operators.filter_flow import patch_middles
 from jaxdeblur.operators.gradients import gradient
 from jaxdeblur.operators.kernels import crop_kernel, pad_kernel
 
@@ -36,6 +38,8 @@ QUANTISED_STD = 0.29 / 255
 # What the kernel gets wrong in the blurry image, for the restoration that the step begins with.
 _KERNEL_STD = 0.002
 _FAINT = 0.004
+# Where kernels vary: the side of the windows, in pixels and at least in kernels, and the places along each side of the image.
+_FIELD_SIDE, _FIELD_KERNELS, _MOST_PLACES = 224, 4, 3
 _WIENER_RIDGE = 0.01
 _NUM_CG_STEPS = 12
 _NUM_RIDGES = 3
@@ -71,6 +75,41 @@ def correct(
     new = np.asarray(crop_kernel(share * stepped + (1.0 - share) * padded, (size, size)), np.float64)
     new = np.where(new < _FAINT * new.max(), 0.0, new)
     return (new / new.sum()).astype(np.float32)
+
+
+def correct_field(blurry: np.ndarray, kernels: np.ndarray, *, noise_std: float, share: float = 1.0) -> np.ndarray:
+    """Kernels that vary over the image, all changed by the mean of what :func:`correct` changes in some places.
+
+    Args:
+      blurry: ``[H, W]`` in [0, 1].
+      kernels: ``[rows, columns, h, h]``, one for each of the parts of the image, each non-negative and summing to one.
+      noise_std: of the image, in [0, 1] units.
+      share: as of :func:`correct`.
+
+    Returns:
+      The shape of ``kernels``, float32, each non-negative and summing to one.
+    """
+    chex.assert_rank([blurry, kernels], [2, 4])
+    side = max(_FIELD_SIDE, _FIELD_KERNELS * kernels.shape[-1])
+    shape = [min(length, side) for length in blurry.shape]
+    middles = [patch_middles(length, count) for length, count in zip(blurry.shape, kernels.shape[:2], strict=True)]
+    places = [_spread(count, _MOST_PLACES) for count in kernels.shape[:2]]
+    changes = []
+    for place in itertools.product(*places):
+        corners = [middle[index] - length // 2 for middle, index, length in zip(middles, place, shape, strict=True)]
+        first = [
+            int(np.clip(corner, 0, whole - length)) for corner, whole, length in zip(corners, blurry.shape, shape, strict=True)
+        ]
+        seen = blurry[first[0] : first[0] + shape[0], first[1] : first[1] + shape[1]]
+        changes.append(correct(seen, kernels[place], noise_std=noise_std, share=share) - kernels[place])
+    changed = np.maximum(kernels + np.mean(changes, axis=0), 0.0)
+    return (changed / changed.sum((-2, -1), keepdims=True)).astype(np.float32)
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """At most so many of ``count`` indices, evenly spread."""
+    number = min(count, most)
+    return [int((index + 0.5) * count / number) for index in range(number)]
 
 
 def restored(blurry: jax.Array, kernel: jax.Array, *, noise_std: float) -> tuple[jax.Array, jax.Array]:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import jax
 import numpy as np
 
-from jaxdeblur.classical.correction import correct
+from jaxdeblur.classical.correction import correct, correct_field
 from jaxdeblur.classical.initialiser import informative_crop
 from jaxdeblur.classical.shake import ShakeEstimate
 from jaxdeblur.classical.width import widened
@@ -125,29 +125,34 @@ class Case:
         return (slice(None), slice(None)) if whole else self.scene.window
 
     def restoring_kernel(self, name: str) -> np.ndarray:
-        """A candidate as the image is restored with it: a classical estimate is corrected by a learned step.
+        """A candidate as the image is restored with it: corrected by a learned step if it is a classical estimate.
 
         Not where clipped pixels were left out, because the step knows of none: then it is widened.
         """
         kernel, initialiser = self.kernels[name], self.scene.initialiser
-        found_otherwise = name.rpartition(": ")[2] in _OF_OTHER_KINDS or WITHOUT_CLIPPED in name
+        kind = name.rpartition(": ")[2]
+        found_otherwise = kind in _OF_OTHER_KINDS - {VARYING} or WITHOUT_CLIPPED in name
         if found_otherwise or initialiser.correction_share == 0.0:
             return self.shown_kernel(name)
         if name not in self.corrected or self.corrected[name][0] is not kernel:
-            seen = self.scene.grey[self.scene.window]
-            seen = seen[informative_crop(seen, initialiser.correction_side)]
-            new = correct(seen, kernel, noise_std=self.scene.noise_std, share=initialiser.correction_share)
+            noise_std, share = self.scene.noise_std, initialiser.correction_share
+            if kind == VARYING:
+                new = correct_field(self.scene.grey, kernel, noise_std=noise_std, share=share)
+            else:
+                seen = self.scene.grey[self.scene.window]
+                seen = seen[informative_crop(seen, initialiser.correction_side)]
+                new = correct(seen, kernel, noise_std=noise_std, share=share)
             self.corrected[name] = kernel, new
         return self.corrected[name][1]
 
     def shown_kernel(self, name: str) -> np.ndarray:
         """A candidate as the image was restored with it, or would be but for a correction that was not worth its time."""
-        kernel, kind = self.kernels[name], name.rpartition(": ")[2]
-        if kind in _OF_OTHER_KINDS:
-            return kernel
+        kernel = self.kernels[name]
         before, corrected = self.corrected.get(name, (None, None))
         if corrected is not None and before is kernel:
             return corrected
+        if name.rpartition(": ")[2] in _OF_OTHER_KINDS:
+            return kernel
         return widened(kernel, self.scene.initialiser, noise_std=self.scene.noise_std)
 
     @property
@@ -155,7 +160,7 @@ class Case:
         """The kernel of a fit that seeks the image alone; one that varies is not refined further."""
         fit = self.scene.config.fit
         if VARYING in self.kernels:
-            return self.kernels[VARYING]
+            return self.restoring_kernel(VARYING)
         if fit is not None and fit.kernel_generator is None and GIVEN not in self.kernels:
             return self.restoring_kernel(next(iter(self.kernels)))
         return self.kernels.get(GIVEN)

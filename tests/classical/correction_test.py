@@ -95,3 +95,20 @@ def test_closed_networks_leave_the_kernel_as_it_is(known, spoilt):
     weights["kernel_tail_bias"] = jnp.array([-40.0, -40.0, -40.0, 0.0])
     found = correction.correct(known.blurry, spoilt, noise_std=NOISE_STD, weights=weights)
     np.testing.assert_allclose(found, spoilt, atol=5e-3 * spoilt.max())
+
+
+def test_kernels_that_vary_are_all_changed_by_the_same(known, spoilt):
+    field = np.stack([[spoilt, np.roll(spoilt, 1, 0)], [np.roll(spoilt, 1, 1), spoilt]])
+    found = correction.correct_field(known.blurry, field, noise_std=NOISE_STD)
+    assert found.shape == field.shape
+    assert found.min() >= 0.0
+    np.testing.assert_allclose(found.sum((-2, -1)), 1.0, atol=1e-5)
+    # Windows are as large as this image.
+    changes = [correction.correct(known.blurry, one, noise_std=NOISE_STD) - one for one in field.reshape(-1, 15, 15)]
+    expected = np.maximum(field + np.mean(changes, axis=0), 0.0)
+    np.testing.assert_allclose(found, expected / expected.sum((-2, -1), keepdims=True), atol=1e-6)
+
+
+@pytest.mark.parametrize(("count", "places"), [(1, [0]), (2, [0, 1]), (3, [0, 1, 2]), (4, [0, 2, 3]), (9, [1, 4, 7])])
+def test_places_are_spread_over_the_field(count, places):
+    assert correction._spread(count, 3) == places
