@@ -220,7 +220,7 @@ def _estimate(
     for number, candidate in enumerate(candidates):
 
         def report_last(share: float, number: int = number) -> None:
-            report(len(levels) + int(_LAST_STEPS * (number + share) / len(candidates)))
+            report(min(len(levels) + int(_LAST_STEPS * (number + share) / len(candidates)), total - 1))
 
         found = _vary(model, _clean(candidate.kernel), candidate.support)
         report_last(_SHARE_OF_VARIANTS)

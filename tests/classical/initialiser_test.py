@@ -264,6 +264,7 @@ def test_progress_counts_the_levels_and_goes_on_while_the_kernel_descends():
     assert list(steps) == sorted(steps)
     assert len(set(steps)) >= levels + 4
     assert set(totals) == {steps[-1]}
+    assert steps.count(steps[-1]) == 1
 
 
 @pytest.fixture(scope="module")
