@@ -31,11 +31,11 @@ from absl import flags
 
 from experiments.command_line import run_command, start
 from experiments.files import written_whole
-from experiments.train_prior import Batch, crop, read_images, train_part
+from experiments.train_prior import Batch, asked, crop, read_images, train_part, training_flags
 from jaxdeblur.classical import correction, descent, variational
 from jaxdeblur.classical.judge import descent_softness_std
+from jaxdeblur.classical.kernel_l0 import drop_faint
 from jaxdeblur.config import InitialiserConfig
-from jaxdeblur.errors import InputError
 from jaxdeblur.operators.trajectories import motion_kernel
 
 _RATE = 1e-3
@@ -118,14 +118,13 @@ def estimate(config: TrainConfig, images: Sequence[np.ndarray], number: int) -> 
     sharp = sharp_crop(generator, images, config.crop + side - 1)
     added = _noise(generator)
     blurry = _blurred(generator, sharp, truth, added)
-    began = scipy.ndimage.gaussian_filter(truth, generator.uniform(0.4, 1.2))
-    began[began < _FAINT * began.max()] = 0.0
+    began = drop_faint(jnp.asarray(scipy.ndimage.gaussian_filter(truth, generator.uniform(0.4, 1.2))), _FAINT)
     usual, noise_std = InitialiserConfig(), float(np.hypot(added, correction.QUANTISED_STD))
     variance = variational.noise_variance(noise_std, smallest=usual.noise_variance)
     support = np.ones((side, side), np.float32)
     refined, _ = variational.refine_kernel(
         blurry=jnp.asarray(blurry),
-        kernel=jnp.asarray(began / began.sum()),
+        kernel=began,
         support=jnp.asarray(support),
         iterations=_REFINE_ITERATIONS,
         noise_variance=variance,
@@ -144,8 +143,8 @@ def estimate(config: TrainConfig, images: Sequence[np.ndarray], number: int) -> 
         image_softness_std=descent_softness_std(usual, noise_std=noise_std),
         thinness=usual.descent_thinness,
     )
-    kept = np.where(descended < _FAINT * descended.max(), 0.0, descended)
-    return {"truth": truth, "kernel": (kept / kept.sum()).astype(np.float32), "added_std": np.asarray(added, np.float32)}
+    kept = np.asarray(drop_faint(jnp.asarray(descended), _FAINT))
+    return {"truth": truth, "kernel": kept, "added_std": np.asarray(added, np.float32)}
 
 
 def example(
@@ -322,20 +321,15 @@ def _turned(arrays: Mapping[str, np.ndarray], turn: int) -> list[np.ndarray]:
 
 def define_flags() -> flags.FlagValues:
     """The flags, unparsed."""
-    values, usual = flags.FlagValues(), TrainConfig()
-
-    def number(name: str, text: str, lower_bound: int | None) -> None:
-        flags.DEFINE_integer(name, getattr(usual, name), text, lower_bound=lower_bound, flag_values=values)
-
-    flags.DEFINE_string("data_dir", None, "Folder of sharp images.", flag_values=values)
-    flags.DEFINE_string("output_dir", "correction", "Where estimates, examples, checkpoint and weights go.", flag_values=values)
-    number("num_estimates", "Kernels that are estimated.", 1)
-    number("views", "Crops that go with each of them.", 1)
-    number("num_steps", "Steps of the training.", 1)
-    number("batch_size", "Examples in a step.", 1)
-    number("crop", "Side of a crop.", 96)
-    number("seed", "Of the start and the examples.", 0)
-    return values
+    numbers = {
+        "num_estimates": ("Kernels that are estimated.", 1),
+        "views": ("Crops that go with each of them.", 1),
+        "num_steps": ("Steps of the training.", 1),
+        "batch_size": ("Examples in a step.", 1),
+        "crop": ("Side of a crop.", 96),
+        "seed": ("Of the start and the examples.", 0),
+    }
+    return training_flags(TrainConfig(), "correction", "Where estimates, examples, checkpoint and weights go.", numbers)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -343,9 +337,7 @@ def main(argv: Sequence[str]) -> int:
     values = define_flags()
 
     def work() -> int:
-        if not values.data_dir:
-            raise InputError("--data_dir is missing: give a folder of sharp images")
-        config = TrainConfig(**{name: getattr(values, name) for name in TrainConfig.__dataclass_fields__})
+        config = asked(values, TrainConfig)
         images = read_images(values.data_dir, config.crop + correction.SUPPORT - 1)
         print(train(config, images, pathlib.Path(values.output_dir)))
         return 0

@@ -19,8 +19,8 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import flax
 import jax
@@ -51,6 +51,7 @@ _CHECKPOINT_EVERY = 100
 _MEAN_DECAY = 0.98
 
 Batch = tuple[np.ndarray, ...]
+_Settings = TypeVar("_Settings")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -335,24 +336,48 @@ def _stage_crop(config: TrainConfig) -> int:
     return 2 * round(0.9 * config.crop)
 
 
+def training_flags(usual: Any, output_dir: str, written: str, numbers: Mapping[str, tuple[str, int]]) -> flags.FlagValues:
+    """The flags of a training, unparsed: ``--data_dir``, ``--output_dir`` and whole numbers.
+
+    Args:
+      usual: a dataclass whose fields of those names are the numbers' defaults.
+      output_dir: the default.
+      written: what is said of it.
+      numbers: help and lower bound by name.
+    """
+    values = flags.FlagValues()
+    flags.DEFINE_string("data_dir", None, "Folder of sharp images.", flag_values=values)
+    flags.DEFINE_string("output_dir", output_dir, written, flag_values=values)
+    for name, (text, lower_bound) in numbers.items():
+        flags.DEFINE_integer(name, getattr(usual, name), text, lower_bound=lower_bound, flag_values=values)
+    return values
+
+
+def asked(values: flags.FlagValues, kind: type[_Settings]) -> _Settings:
+    """The settings that :func:`training_flags` were given.
+
+    Raises:
+      InputError: ``--data_dir`` is missing.
+    """
+    if not values.data_dir:
+        raise InputError("--data_dir is missing: give a folder of sharp images")
+    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    return kind(**{name: getattr(values, name) for name in names})
+
+
 def define_flags() -> flags.FlagValues:
     """The flags, unparsed."""
-    values, usual = flags.FlagValues(), TrainConfig()
-
-    def number(name: str, text: str, lower_bound: int | None) -> None:
-        flags.DEFINE_integer(name, getattr(usual, name), text, lower_bound=lower_bound, flag_values=values)
-
-    flags.DEFINE_string("data_dir", None, "Folder of sharp images.", flag_values=values)
-    flags.DEFINE_string("output_dir", "prior", "Where the checkpoints and the weights go.", flag_values=values)
-    number("denoiser_steps", "Steps of the first part.", 1)
-    number("stage_steps", "Steps of the second part.", 1)
-    number("num_stages", "Stages.", 1)
-    number("batch_size", "Crops in a denoiser's step.", 1)
-    number("stage_batch_size", "Crops in a stages' step.", 1)
-    number("crop", "Side of a denoiser's crop; the stages' are 1.8 times that.", 32)
-    number("kernel_size", "Largest odd side of a kernel.", 9)
-    number("seed", "Of the start and the examples.", 0)
-    return values
+    numbers = {
+        "denoiser_steps": ("Steps of the first part.", 1),
+        "stage_steps": ("Steps of the second part.", 1),
+        "num_stages": ("Stages.", 1),
+        "batch_size": ("Crops in a denoiser's step.", 1),
+        "stage_batch_size": ("Crops in a stages' step.", 1),
+        "crop": ("Side of a denoiser's crop; the stages' are 1.8 times that.", 32),
+        "kernel_size": ("Largest odd side of a kernel.", 9),
+        "seed": ("Of the start and the examples.", 0),
+    }
+    return training_flags(TrainConfig(), "prior", "Where the checkpoints and the weights go.", numbers)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -360,9 +385,7 @@ def main(argv: Sequence[str]) -> int:
     values = define_flags()
 
     def work() -> int:
-        if not values.data_dir:
-            raise InputError("--data_dir is missing: give a folder of sharp images")
-        config = TrainConfig(**{name: getattr(values, name) for name in TrainConfig.__dataclass_fields__})
+        config = asked(values, TrainConfig)
         if config.kernel_size % 2 == 0:
             raise InputError(f"--kernel_size={config.kernel_size} is even: give an odd number")
         images = read_images(values.data_dir, _stage_crop(config) + config.kernel_size - 1)

@@ -12,10 +12,7 @@ data, figures and limits are in the model card beside the weights.
 
 from __future__ import annotations
 
-import functools
-import importlib.resources
 import itertools
-from collections.abc import Mapping
 
 import chex
 import jax
@@ -24,12 +21,12 @@ import numpy as np
 
 from jaxdeblur.classical import learned, sparse
 from jaxdeblur.classical.compiled import reproducible_jit
+from jaxdeblur.classical.kernel_l0 import drop_faint
+from jaxdeblur.classical.learned import Weights
 from jaxdeblur.operators import blur
 from jaxdeblur.operators.filter_flow import patch_middles
 from jaxdeblur.operators.gradients import gradient
 from jaxdeblur.operators.kernels import crop_kernel, pad_kernel
-
-Weights = Mapping[str, jax.Array]
 
 # Support of the kernels that the networks were trained with; smaller ones are given so much room.
 SUPPORT = 43
@@ -72,9 +69,8 @@ def correct(
     noise = max(noise_std, QUANTISED_STD)
     start, sharp = restored(observed, padded, noise_std=noise)
     stepped = _compiled_step(observed, start, sharp, padded, noise, weights or load_weights())
-    new = np.asarray(crop_kernel(share * stepped + (1.0 - share) * padded, (size, size)), np.float64)
-    new = np.where(new < _FAINT * new.max(), 0.0, new)
-    return (new / new.sum()).astype(np.float32)
+    new = crop_kernel(share * stepped + (1.0 - share) * padded, (size, size))
+    return np.asarray(drop_faint(new, _FAINT))
 
 
 def correct_field(blurry: np.ndarray, kernels: np.ndarray, *, noise_std: float, share: float = 1.0) -> np.ndarray:
@@ -184,12 +180,9 @@ def step(
 _compiled_step = reproducible_jit(step)
 
 
-@functools.cache
 def load_weights() -> Weights:
     """The weights that come with the package, float32: of both networks, and ``ridge`` and ``ridge_by_noise``, ``[3]`` each."""
-    source = importlib.resources.files("jaxdeblur.classical").joinpath("kernel_correction.npz")
-    with importlib.resources.as_file(source) as path, np.load(path) as arrays:
-        return {name: jnp.asarray(arrays[name], jnp.float32) for name in arrays.files}
+    return learned.package_weights("kernel_correction.npz")
 
 
 def initial_weights(key: jax.Array, *, image: int = 32, kernel: int = 24) -> Weights:
@@ -218,11 +211,7 @@ def _network(planes: jax.Array, weights: Weights, name: str, dilations: tuple[in
 
 
 def _convolve(planes: jax.Array, weights: Weights, name: str, dilation: int = 1) -> jax.Array:
-    layout = ("NHWC", "HWIO", "NHWC")
-    convolved = jax.lax.conv_general_dilated(
-        planes, weights[name], (1, 1), "SAME", rhs_dilation=(dilation, dilation), dimension_numbers=layout
-    )
-    return convolved + weights[f"{name}_bias"]
+    return learned.convolve(planes, weights[name], dilation=dilation) + weights[f"{name}_bias"]
 
 
 def _wiener(unexplained: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -50,13 +50,18 @@ def effective_noise_std(noise_std: float, kernel_std: float = 0.0) -> float:
     return float(np.hypot(max(noise_std, SMALLEST_STD), kernel_std))
 
 
-@functools.cache
 def load_weights() -> Weights:
     """The weights that come with the package, float32: the network's, and ``[stages]`` each of ``stage_std``, ``stage_power``
     and ``stage_pull``."""
-    source = importlib.resources.files("jaxdeblur.classical").joinpath("learned_prior.npz")
+    return package_weights("learned_prior.npz")
+
+
+@functools.cache
+def package_weights(name: str) -> Weights:
+    """Float32 arrays by name, from a file beside this one."""
+    source = importlib.resources.files("jaxdeblur.classical").joinpath(name)
     with importlib.resources.as_file(source) as path, np.load(path) as arrays:
-        return {name: jnp.asarray(arrays[name], jnp.float32) for name in arrays.files}
+        return {array: jnp.asarray(arrays[array], jnp.float32) for array in arrays.files}
 
 
 def learned(
@@ -216,14 +221,14 @@ def denoise(noisy: jax.Array, noise_std: jax.Array | float, weights: Weights) ->
     levels = jnp.broadcast_to(_NOISE_SCALE * level, (*folded.shape[:3], 1))
 
     def block(features: jax.Array, name: str) -> jax.Array:
-        return features + _convolve(jax.nn.relu(_convolve(features, weights[f"{name}a"])), weights[f"{name}b"])
+        return features + convolve(jax.nn.relu(convolve(features, weights[f"{name}a"])), weights[f"{name}b"])
 
-    fine = block(_convolve(jnp.concatenate([folded, levels], -1), weights["head"]), "enter")
-    coarse = _convolve(fine, weights["down"], stride=2)
+    fine = block(convolve(jnp.concatenate([folded, levels], -1), weights["head"]), "enter")
+    coarse = convolve(fine, weights["down"], stride=2)
     for index in range(sum(name.startswith("middle") for name in weights) // 2):
         coarse = block(coarse, f"middle{index}")
-    fine = block(fine + unfold(_convolve(coarse, weights["up"])), "leave")
-    noise = level * unfold(_convolve(fine, weights["tail"]))
+    fine = block(fine + unfold(convolve(coarse, weights["up"])), "leave")
+    noise = level * unfold(convolve(fine, weights["tail"]))
     return noisy - noise[:, :height, :width, 0]
 
 
@@ -241,9 +246,12 @@ def initial_weights(key: jax.Array, *, fine: int = 24, coarse: int = 48, num_blo
     return weights
 
 
-def _convolve(image: jax.Array, weight: jax.Array, stride: int = 1) -> jax.Array:
+def convolve(image: jax.Array, weight: jax.Array, *, stride: int = 1, dilation: int = 1) -> jax.Array:
+    """``[N, H, W, C]`` by ``[h, w, C, D]``, zeros beyond the border: ``[N, H, W, D]``, or a ``stride``-th of it."""
     layout = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(image, weight, (stride, stride), "SAME", dimension_numbers=layout)
+    return jax.lax.conv_general_dilated(
+        image, weight, (stride, stride), "SAME", rhs_dilation=(dilation, dilation), dimension_numbers=layout
+    )
 
 
 def fold(image: jax.Array) -> jax.Array:
