@@ -10,7 +10,6 @@ ways, and the seconds of processor of each (second call; the first compiles).
 from __future__ import annotations
 
 import dataclasses
-import io
 import pathlib
 import time
 from collections.abc import Sequence
@@ -18,9 +17,9 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from PIL import Image
 
 from experiments.command_line import run_command, start
+from experiments.files import as_jpeg
 from experiments.make_synthetic import degrade
 from jaxdeblur import runtime
 from jaxdeblur.classical.learned import learned
@@ -76,13 +75,6 @@ def compare(blurry: np.ndarray, sharp: np.ndarray, kernel: np.ndarray) -> Outcom
     return Outcome(usual, fast_one, float(difference.max()), float(difference.mean()), *seconds)
 
 
-def _compressed(levels: np.ndarray, quality: int) -> np.ndarray:
-    content = io.BytesIO()
-    Image.fromarray(levels).save(content, format="JPEG", quality=quality)
-    with Image.open(content) as image:
-        return np.asarray(image)
-
-
 def define_flags() -> flags.FlagValues:
     """The flags, unparsed."""
     values = flags.FlagValues()
@@ -122,7 +114,7 @@ def _run(values: flags.FlagValues) -> None:
         part = image[top : top + sides[0], left : left + sides[1]]
         blurry, sharp = degrade(part, kernel, margin=margin, noise_std=values.noise_std, exposure=1.0, generator=generator)
         if values.quality is not None:
-            blurry = _compressed(blurry, values.quality)
+            blurry = as_jpeg(blurry, values.quality)
         one = compare(blurry.astype(np.float32) / 255, sharp.astype(np.float32) / 255, kernel)
         print(
             f"| {pathlib.Path(name).stem} | {one.usual:.2f} | {one.fast:.2f} | {one.largest:.3f}, {one.mean:.4f} "

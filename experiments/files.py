@@ -1,12 +1,16 @@
-"""Files written as a whole or not at all. Shared by the experiments; no command."""
+"""Files written as a whole or not at all, and what a JPEG keeps of an image. Shared by the experiments; no command."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
+
+import numpy as np
+from PIL import Image
 
 
 @contextlib.contextmanager
@@ -31,3 +35,11 @@ def save_figure(figure: Any, path: pathlib.Path) -> None:
     """Writes matplotlib's ``figure``, the whole of it or nothing; the same figure gives the same bytes."""
     with written_whole(path) as new:
         figure.savefig(new, dpi=110, metadata={"Software": None})
+
+
+def as_jpeg(levels: np.ndarray, quality: int) -> np.ndarray:
+    """``[H, W(, 3)]`` uint8 as it comes back from a JPEG of that quality, from 1 to 95."""
+    content = io.BytesIO()
+    Image.fromarray(levels).save(content, format="JPEG", quality=quality)
+    with Image.open(content) as image:
+        return np.asarray(image)

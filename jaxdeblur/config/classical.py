@@ -55,7 +55,9 @@ class InitialiserConfig:
       descent_side: there an informative crop of at most this many pixels a side is looked at.
       correction_share: how far the kernel that an image is restored with is led on the way to what a learned step says, see
         :mod:`jaxdeblur.classical.correction`; 0 for not at all, 1 for all of it.
-      correction_side: for that, an informative crop of at most this many pixels a side is looked at.
+      correction_trusted_side: so far where at least this many pixels a side are looked at. Of smaller images the step knows less,
+        and the share is smaller in proportion.
+      correction_side: an informative crop of at most this many pixels a side is looked at.
       kernel_width_stds: least and largest standard deviation in pixels of the Gaussian by which a kernel that is not corrected
         is widened before an image is restored with it, see :mod:`jaxdeblur.classical.width`; zeros for none.
       guess_side: guesses are told apart on a level of the pyramid of at most about this many pixels a side.
@@ -92,7 +94,8 @@ class InitialiserConfig:
     noisy_descent_softness_std: float = 0.4
     descent_thinness: float = 0.01
     descent_side: int = 384
-    correction_share: float = 0.6
+    correction_share: float = 1.0
+    correction_trusted_side: int = 400
     correction_side: int = 512
     kernel_width_stds: tuple[float, float] = (0.0, 0.5)
     guess_side: int = 300
@@ -128,6 +131,7 @@ class InitialiserConfig:
         require(self.descents >= 0, "initialiser: descents must not be negative")
         require(0 <= self.correction_share <= 1, "initialiser: correction_share must lie in [0, 1]")
         sides = (self.guess_side, self.refine_side, self.descent_side, self.correction_side, self.image_side)
+        require(self.correction_trusted_side >= 1, "initialiser: correction_trusted_side must be 1 or more")
         require(min(sides) >= 64, "initialiser: sides must be 64 pixels or more")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -135,13 +136,13 @@ class Case:
         if found_otherwise or initialiser.correction_share == 0.0:
             return self.shown_kernel(name)
         if name not in self.corrected or self.corrected[name][0] is not kernel:
-            noise_std, share = self.scene.noise_std, initialiser.correction_share
-            if kind == VARYING:
-                new = correct_field(self.scene.grey, kernel, noise_std=noise_std, share=share)
-            else:
-                seen = self.scene.grey[self.scene.window]
+            seen = self.scene.grey
+            if kind != VARYING:
+                seen = seen[self.scene.window]
                 seen = seen[informative_crop(seen, initialiser.correction_side)]
-                new = correct(seen, kernel, noise_std=noise_std, share=share)
+            share = initialiser.correction_share * min(1.0, math.sqrt(seen.size) / initialiser.correction_trusted_side)
+            step = correct_field if kind == VARYING else correct
+            new = step(seen, kernel, noise_std=self.scene.noise_std, share=share)
             self.corrected[name] = kernel, new
         return self.corrected[name][1]
 

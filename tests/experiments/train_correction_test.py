@@ -11,7 +11,7 @@ from experiments import train_correction
 from jaxdeblur.classical import correction
 from jaxdeblur.errors import InputError
 
-CONFIG = train_correction.TrainConfig(num_estimates=1, views=1, num_steps=2, batch_size=1, crop=96)
+CONFIG = train_correction.TrainConfig(num_estimates=1, num_spoiled=1, views=1, num_steps=2, batch_size=1, crop=96)
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +74,40 @@ def test_true_kernels_fit_their_support(truth):
         assert kernel.shape == (correction.SUPPORT,) * 2
         assert kernel.min() >= 0.0
         assert kernel.sum() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_spoiled_kernels_are_kernels_and_cost_something(truth):
+    power = train_correction.power(scipy.ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(200, 200)), 1.0))
+    gaps = []
+    for seed in range(12):
+        spoilt = train_correction.spoiled(np.random.default_rng(seed), truth)
+        assert spoilt.shape == truth.shape
+        assert spoilt.min() >= 0.0
+        assert spoilt.sum() == pytest.approx(1.0, abs=1e-5)
+        canvas, _ = train_correction.moved_onto(truth, spoilt)
+        cost = train_correction.gap(jnp.asarray(spoilt), jnp.asarray(canvas), jnp.asarray(power), jnp.float32(0.005))
+        gaps.append(float(cost))
+    assert min(gaps) > 0.0
+    assert 1.0 < np.median(gaps) < 20.0
+
+
+def test_an_estimate_from_a_jpeg_knows_its_quality(images):
+    config = train_correction.TrainConfig(crop=96)
+    kinds = [train_correction.spoil(config, number) for number in range(40)]
+    qualities = [int(kind["quality"]) for kind in kinds]
+    assert 0 in qualities
+    compressed = kinds[int(np.argmax(np.array(qualities) > 0))]
+    assert 75 <= compressed["quality"] < 96
+    made = train_correction.example(config, images, (0, 0), compressed)
+    assert made["noise_std"] >= 0.005
+    assert made["blurry"].shape == (96, 96)
+
+
+def test_a_blur_that_varies_keeps_the_kernel_near(images):
+    config = train_correction.TrainConfig(crop=96)
+    found = train_correction.spoil(config, 0)
+    plain, varied = (train_correction.example(config, images, (0, 0), found, varying_share=share) for share in (0.0, 1.0))
+    assert varied["truth"].sum() == pytest.approx(1.0, abs=0.02)
+    likeness = np.sum(plain["truth"] * varied["truth"]) / np.linalg.norm(plain["truth"]) / np.linalg.norm(varied["truth"])
+    assert 0.5 < likeness < 0.9999
+    assert np.abs(plain["blurry"] - varied["blurry"]).max() > 1 / 255

@@ -82,7 +82,8 @@ class TestBlind:
         np.testing.assert_array_equal(known.kernel, estimate.kernel)  # a given one is taken at its word
 
     def test_the_kernel_that_it_is_restored_with_is_corrected_and_no_other(self, blind):
-        config = dataclasses.replace(QUICK, correction_share=0.5, vary_iterations=1)
+        # Half of the way: the image has 96 pixels a side, half of those that are trusted.
+        config = dataclasses.replace(QUICK, correction_share=1.0, correction_trusted_side=192, vary_iterations=1)
         estimate = initialiser.estimate_kernel(scene().blurry, config, kernel_size=11, noise_std=blind[0].noise_std)
         result = deblur(scene().blurry, dataclasses.replace(CLASSICAL, initialiser=config), key=KEY)
         expected = correct(scene().blurry, estimate.kernel, noise_std=result.noise_std, share=0.5)
