@@ -41,6 +41,7 @@ from jaxdeblur.classical.judge import descent_softness_std
 from jaxdeblur.classical.kernel_l0 import drop_faint
 from jaxdeblur.config import InitialiserConfig
 from jaxdeblur.config.run import COMPRESSED_NOISE_STD
+from jaxdeblur.errors import InputError
 from jaxdeblur.operators.kernels import resize_kernel
 from jaxdeblur.operators.trajectories import motion_kernel
 
@@ -393,7 +394,7 @@ def train(config: TrainConfig, images: Sequence[np.ndarray], folder: pathlib.Pat
       The file of the weights.
 
     Raises:
-      InputError: the checkpoint there cannot be gone on from.
+      InputError: the checkpoint there cannot be gone on from, or no kernel is near its true one.
     """
     for name in ("estimates", "examples"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -406,6 +407,8 @@ def train(config: TrainConfig, images: Sequence[np.ndarray], folder: pathlib.Pat
         if (number + 1) % 20 == 0:
             print(f"estimates: {number + 1}/{config.num_estimates}", flush=True)
     spoilt = [(number, found) for number in range(config.num_spoiled) if _is_near(found := spoil(config, number))]
+    if not estimated or not spoilt:
+        raise InputError("no kernel came near its true one; ask for more: --num_estimates, --num_spoiled")
 
     def batch(generator: np.random.Generator) -> Batch:
         chosen = []

@@ -55,8 +55,8 @@ class InitialiserConfig:
       descent_side: there an informative crop of at most this many pixels a side is looked at.
       correction_share: how far the kernel that an image is restored with is led on the way to what a learned step says, see
         :mod:`jaxdeblur.classical.correction`; 0 for not at all, 1 for all of it.
-      correction_trusted_side: so far where at least this many pixels a side are looked at. Of smaller images the step knows less,
-        and the share is smaller in proportion.
+      correction_trusted_side: so far where at least this many pixels a side are looked at. Of smaller images the step knows
+        less, and the share is smaller in proportion.
       correction_side: an informative crop of at most this many pixels a side is looked at.
       kernel_width_stds: least and largest standard deviation in pixels of the Gaussian by which a kernel that is not corrected
         is widened before an image is restored with it, see :mod:`jaxdeblur.classical.width`; zeros for none.
