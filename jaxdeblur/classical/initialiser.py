@@ -40,6 +40,8 @@ _MARGIN = 0.25
 _TIGHT_SHARES = (0.25, 0.35, 0.5, 0.7)
 # In pixels, of the Gaussian that fills the gaps of a kernel before its score is descended.
 _FIRST_WIDTH = 0.5
+# So many kernels a side must be seen then: of less, the score descends to kernels that are worse.
+_DESCENT_KERNELS = 8
 # What follows the levels, variants of the kernel and the descent, counts as so many of them; the variants' share of it.
 _LAST_STEPS, _SHARE_OF_VARIANTS = 5, 0.4
 # Square roots of the pixels of the reduced images by which a kernel is compared with guesses.
@@ -649,9 +651,12 @@ class _Model:
 
     def descended(self, kernel: jax.Array, support: jax.Array, progress: Callable[[float], None]) -> jax.Array:
         """A kernel after descending its score, from a wider one: what has no mass gets none."""
-        model = self.informative(self.config.descent_side)
+        found = np.argwhere(np.asarray(kernel) > 0.0)
+        extent = int(np.ptp(found, axis=0).max()) + 1
+        large = extent * _DESCENT_KERNELS > self.config.descent_side
+        model = self if large else self.informative(self.config.descent_side)
         measured = [None] * 2 if model.measured is None else descent.halves(model.measured)
-        found = descent.descend(
+        lowest = descent.descend(
             descent.halves(model.image),
             measured,
             scipy.ndimage.gaussian_filter(np.asarray(kernel, np.float64), _FIRST_WIDTH, mode="constant"),
@@ -662,7 +667,7 @@ class _Model:
             thinness=self.config.descent_thinness,
             progress=progress,
         )
-        return jnp.asarray(found)
+        return jnp.asarray(lowest)
 
     def judge(self, kernels: Sequence[jax.Array], *, in_the_end: bool = False) -> list[float]:
         """The scores of kernels of one shape, with the same softness for all: that on the way, or that of the descent."""

@@ -52,7 +52,8 @@ class InitialiserConfig:
         little noise in the image.
       noisy_descent_softness_std: the same if there is much.
       descent_thinness: the weight of Σ√k there.
-      descent_side: there an informative crop of at most this many pixels a side is looked at.
+      descent_side: there an informative crop of at most this many pixels a side is looked at; for kernels of more than an
+        eighth of that, all that is refined.
       correction_share: how far the kernel that an image is restored with is led on the way to what a learned step says, see
         :mod:`jaxdeblur.classical.correction`; 0 for not at all, 1 for all of it.
       correction_trusted_side: so far where at least this many pixels a side are looked at. Of smaller images the step knows
