@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from experiments.fast_finish import _compressed, compare
+from experiments.fast_finish import compare
+from experiments.files import as_jpeg
 from tests.scenes import scene
 
 
@@ -17,5 +18,5 @@ def test_both_ways_are_compared_with_the_truth():
 
 def test_a_jpeg_is_as_lossy_as_asked_for():
     levels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    fine, coarse = (np.abs(_compressed(levels, quality).astype(int) - levels).mean() for quality in (95, 20))
+    fine, coarse = (np.abs(as_jpeg(levels, quality).astype(int) - levels).mean() for quality in (95, 20))
     assert 0.0 < fine < coarse
