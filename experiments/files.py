@@ -1,4 +1,4 @@
-"""Files written as a whole or not at all, and what a JPEG keeps of an image. Shared by the experiments; no command."""
+"""Files written whole or not at all, and what 8 bits and a JPEG keep of an image. Shared by the experiments; no command."""
 
 from __future__ import annotations
 
@@ -35,6 +35,11 @@ def save_figure(figure: Any, path: pathlib.Path) -> None:
     """Writes matplotlib's ``figure``, the whole of it or nothing; the same figure gives the same bytes."""
     with written_whole(path) as new:
         figure.savefig(new, dpi=110, metadata={"Software": None})
+
+
+def in_8_bits(pixels: np.ndarray) -> np.ndarray:
+    """Pixels of any shape, clipped to [0, 1], as uint8."""
+    return np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
 
 
 def as_jpeg(levels: np.ndarray, quality: int) -> np.ndarray:

@@ -19,6 +19,7 @@ import skimage.data
 from absl import flags
 
 from experiments.command_line import run_command, start
+from experiments.files import in_8_bits
 from jaxdeblur.imaging.kernel_files import write_kernel_image
 from jaxdeblur.operators.blur import blur_valid, crop_to_blurry
 from jaxdeblur.operators.trajectories import motion_kernel
@@ -60,11 +61,7 @@ def make_sample(sample: Sample) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     blurry = np.moveaxis(np.asarray(blur_valid(channels, jnp.asarray(kernel))), 0, -1)
     blurry = blurry + generator.normal(0.0, sample.noise_std, blurry.shape)
     cropped = np.moveaxis(np.asarray(crop_to_blurry(channels, kernel.shape)), 0, -1)
-    return _levels(blurry), _levels(cropped), kernel
-
-
-def _levels(pixels: np.ndarray) -> np.ndarray:
-    return np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
+    return in_8_bits(blurry), in_8_bits(cropped), kernel
 
 
 def define_flags() -> flags.FlagValues:

@@ -31,7 +31,7 @@ import scipy.signal
 from absl import flags
 
 from experiments.command_line import run_command, start
-from experiments.files import write_text
+from experiments.files import in_8_bits, write_text
 from experiments.shake3d import Shake
 from jaxdeblur.config import SMALLEST_SIDE, check_kernel_size
 from jaxdeblur.errors import InputError
@@ -162,7 +162,7 @@ def shaken(
     radiance = exposure * sharp.astype(np.float64)
     inner = (slice(margin, len(radiance) - margin), slice(margin, radiance.shape[1] - margin))
     blurry = shake.blur(radiance)[inner]
-    return _levels(blurry + generator.normal(0.0, noise_std, blurry.shape)), _levels(radiance[inner])
+    return in_8_bits(blurry + generator.normal(0.0, noise_std, blurry.shape)), in_8_bits(radiance[inner])
 
 
 def degrade(
@@ -187,7 +187,7 @@ def degrade(
     rest = margin - len(kernel) // 2
     blurry = blurry[rest : len(blurry) - rest, rest : blurry.shape[1] - rest]
     truth = radiance[margin : len(radiance) - margin, margin : radiance.shape[1] - margin]
-    return _levels(blurry + generator.normal(0.0, noise_std, blurry.shape)), _levels(truth)
+    return in_8_bits(blurry + generator.normal(0.0, noise_std, blurry.shape)), in_8_bits(truth)
 
 
 def make_set(image_dir: pathlib.Path, output_dir: pathlib.Path, recipe: Recipe) -> int:
@@ -297,10 +297,6 @@ def _read_sharp(path: pathlib.Path, recipe: Recipe) -> np.ndarray:
 
 def _normalised(weights: np.ndarray) -> np.ndarray:
     return (weights / weights.sum()).astype(np.float32)
-
-
-def _levels(pixels: np.ndarray) -> np.ndarray:
-    return np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
 
 
 def _numbers(flag: str, values: Sequence[str], kind: type) -> tuple:

@@ -34,7 +34,7 @@ import scipy.signal
 from absl import flags
 
 from experiments.command_line import run_command, start
-from experiments.files import as_jpeg, written_whole
+from experiments.files import as_jpeg, in_8_bits, written_whole
 from experiments.train_prior import Batch, asked, crop, read_images, train_part, training_flags
 from jaxdeblur.classical import correction, descent, variational
 from jaxdeblur.classical.judge import descent_softness_std
@@ -150,7 +150,7 @@ def _field(generator: np.random.Generator, shape: tuple[int, ...], std: float) -
 def _taken(generator: np.random.Generator, seen: np.ndarray, added_std: float, quality: int) -> np.ndarray:
     """A blurry image ``[H, W]`` with noise, of 8 bits, as a JPEG of that quality if it is not 0."""
     noisy = seen + added_std * generator.normal(size=seen.shape)
-    levels = np.round(255.0 * np.clip(noisy, 0.0, 1.0)).astype(np.uint8)
+    levels = in_8_bits(noisy)
     return (as_jpeg(levels, quality) if quality else levels).astype(np.float32) / np.float32(255.0)
 
 
@@ -240,10 +240,13 @@ def spoiled(generator: np.random.Generator, kernel: np.ndarray) -> np.ndarray:
 
 
 def spoil(config: TrainConfig, number: int) -> dict[str, np.ndarray]:
-    """What :func:`estimate` gives, of a kernel that is spoiled."""
+    """What :func:`estimate` gives, of a kernel that is spoiled and still near its true one."""
     generator = np.random.default_rng([config.seed, 3, number])
-    truth, added, quality = _drawn(generator)
-    return {"truth": truth, "kernel": spoiled(generator, truth), **_conditions(added, quality)}
+    while True:
+        truth, added, quality = _drawn(generator)
+        found = {"truth": truth, "kernel": spoiled(generator, truth), **_conditions(added, quality)}
+        if _is_near(found):
+            return found
 
 
 def example(
@@ -394,7 +397,7 @@ def train(config: TrainConfig, images: Sequence[np.ndarray], folder: pathlib.Pat
       The file of the weights.
 
     Raises:
-      InputError: the checkpoint there cannot be gone on from, or no kernel is near its true one.
+      InputError: the checkpoint there cannot be gone on from, or no estimate is near its true kernel.
     """
     for name in ("estimates", "examples"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -406,21 +409,26 @@ def train(config: TrainConfig, images: Sequence[np.ndarray], folder: pathlib.Pat
             estimated.append((number, found))
         if (number + 1) % 20 == 0:
             print(f"estimates: {number + 1}/{config.num_estimates}", flush=True)
-    spoilt = [(number, found) for number in range(config.num_spoiled) if _is_near(found := spoil(config, number))]
-    if not estimated or not spoilt:
-        raise InputError("no kernel came near its true one; ask for more: --num_estimates, --num_spoiled")
+    if not estimated:
+        raise InputError("no estimate came near its true kernel; ask for more by --num_estimates")
+
+    def spoiled_example(number: int) -> dict[str, np.ndarray]:
+        return example(config, images, (number, config.views), spoil(config, number))
+
+    examples = folder / "examples"
 
     def batch(generator: np.random.Generator) -> Batch:
         chosen = []
         for _ in range(config.batch_size):
             if generator.random() < _SPOILED:
-                kind, (number, found), view, varying = "spoiled", spoilt[generator.integers(len(spoilt))], config.views, 0.0
+                number = int(generator.integers(config.num_spoiled))
+                path, make = examples / f"spoiled_{number:05d}.npz", functools.partial(spoiled_example, number)
             else:
-                kind, (number, found) = "estimated", estimated[generator.integers(len(estimated))]
-                view, varying = int(generator.integers(config.views)), _UNLIKE_MODEL
-            path, seeds = folder / "examples" / f"{kind}_{number:05d}_{view}.npz", (number, view)
-            made = functools.partial(example, config, images, seeds, found, varying_share=varying)
-            arrays = _kept(path, made)
+                number, found = estimated[generator.integers(len(estimated))]
+                view = int(generator.integers(config.views))
+                path = examples / f"estimated_{number:05d}_{view}.npz"
+                make = functools.partial(example, config, images, (number, view), found, varying_share=_UNLIKE_MODEL)
+            arrays = _kept(path, make)
             chosen.append(_turned(arrays, int(generator.integers(8))))
         return tuple(np.stack(parts) for parts in zip(*chosen, strict=True))
 
