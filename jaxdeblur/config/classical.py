@@ -131,8 +131,8 @@ class InitialiserConfig:
         require(0 <= least <= most, "initialiser: kernel_width_stds must be two numbers, 0 <= least <= most")
         require(self.descents >= 0, "initialiser: descents must not be negative")
         require(0 <= self.correction_share <= 1, "initialiser: correction_share must lie in [0, 1]")
-        sides = (self.guess_side, self.refine_side, self.descent_side, self.correction_side, self.image_side)
         require(self.correction_trusted_side >= 1, "initialiser: correction_trusted_side must be 1 or more")
+        sides = (self.guess_side, self.refine_side, self.descent_side, self.correction_side, self.image_side)
         require(min(sides) >= 64, "initialiser: sides must be 64 pixels or more")
 
 
