@@ -184,7 +184,7 @@ def refine_turning(
     interpolations = _interpolations(angles, perspective, positions)
 
     def whole_kernels(kernel: jax.Array) -> jax.Array:
-        return jax.vmap(lambda own: vb.convolve(own, soft, mode="full"))(_kernels(kernel, *interpolations))
+        return jax.vmap(lambda own: blur.blur_full(own, soft))(_kernels(kernel, *interpolations))
 
     def of_a_patch(
         observed: jax.Array, kernel: jax.Array, whole: jax.Array, sharp: jax.Array, variance: jax.Array, noise: jax.Array
@@ -262,7 +262,7 @@ def evidence_and_slope(
         kernels = _kernels(kernel, *_interpolations(angles, perspective, positions))
         # What has left the support must not be missed as light.
         kernels = kernels / kernels.sum((1, 2), keepdims=True)
-        whole = jax.vmap(lambda own: vb.convolve(own, soft, mode="full"))(kernels)
+        whole = jax.vmap(lambda own: blur.blur_full(own, soft))(kernels)
         settled = jax.vmap(vb.settle, (0, 0, None, None))(observed, jax.lax.stop_gradient(whole), noise_variance, settling)
         sharp, variance = jax.lax.stop_gradient(settled)
         evidences = jax.vmap(vb.free_energy, (0, 0, 0, 0, None))(observed, whole, sharp, variance, noise_variance)

@@ -84,8 +84,9 @@ def judging_c(noise_variance: jax.Array | float) -> jax.Array:
 def observe(blurry: jax.Array, c: jax.Array, image_softness_std: jax.Array | float) -> tuple[jax.Array, jax.Array]:
     """The whitened gradients ``[2, H-7, W-7]`` of the blurry image, and ``w * g``, through which they show the sharp one's."""
     white = whitening_filter(c)
-    observed = jax.vmap(lambda gradient: convolve(gradient, white, mode="valid"))(gradients.gradient(blurry))
-    return observed, convolve(softness_kernel(image_softness_std), white, mode="full")
+    # Not by FFT, whose rounding carries what a clipped pixel holds to all others.
+    observed = jax.vmap(lambda gradient: jax.scipy.signal.convolve2d(gradient, white, mode="valid"))(gradients.gradient(blurry))
+    return observed, blur.blur_full(softness_kernel(image_softness_std), white)
 
 
 def thinness_penalty(kernel: jax.Array | np.ndarray) -> jax.Array:
@@ -156,7 +157,7 @@ def refine_kernel(
 
     def alternate(_: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         sharp, variance, kernel, steepest, noise = state
-        sharp, uncertainty = image_step(observed, convolve(kernel, soft, mode="full"), sharp, variance, noise, counted)
+        sharp, uncertainty = image_step(observed, blur.blur_full(kernel, soft), sharp, variance, noise, counted)
         if counted is None:
             target, lags = kernel_normal_equations(observed, kernel, soft, sharp, uncertainty)
             normal = blur.stationary_blur(lags)
@@ -170,10 +171,10 @@ def refine_kernel(
     kernel = normalise_kernel(kernel * support)
     noise = jnp.asarray(first_noise_variance, blurry.dtype)
     # With variances that have not found their values yet, the image explains everything and the kernel would shrink.
-    sharp, variance = settle(observed, convolve(kernel, soft, mode="full"), noise, SETTLING_ITERATIONS, counted)
+    sharp, variance = settle(observed, blur.blur_full(kernel, soft), noise, SETTLING_ITERATIONS, counted)
     state = (sharp, variance, kernel, jnp.ones_like(kernel), noise)
     sharp, variance, kernel, _, noise = jax.lax.fori_loop(0, iterations, alternate, state)
-    return kernel, free_energy(observed, convolve(kernel, soft, mode="full"), sharp, variance, noise, counted)
+    return kernel, free_energy(observed, blur.blur_full(kernel, soft), sharp, variance, noise, counted)
 
 
 @reproducible_jit
@@ -230,7 +231,7 @@ def _evidence(
     chex.assert_rank([blurry, kernel], 2)
     observed, soft = observe(blurry, judging_c(noise_variance), image_softness_std)
     counted = None if measured is None else counted_gradients(measured)
-    whole = convolve(kernel, soft, mode="full")
+    whole = blur.blur_full(kernel, soft)
     fixed = jax.lax.stop_gradient(whole)
     settled = settle(observed, fixed, noise_variance, _JUDGE_ITERATIONS, counted, steps=_JUDGE_CG_STEPS)
     sharp, variance = jax.lax.stop_gradient(settled)
@@ -315,12 +316,14 @@ def image_step(
     steps: int = _IMAGE_CG_STEPS,
 ) -> tuple[jax.Array, jax.Array]:
     """Posterior mean and (diagonal) variance of the sharp image's gradients, ``[2, H', W']`` each."""
-    forward, adjoint = blur.valid_blur(whole, (sharp.shape[-2], sharp.shape[-1]), pairs=True)
+    shape = (sharp.shape[-2], sharp.shape[-1])
+    seen_again = blur.valid_normal(whole, shape, counted)
     uncertainty = 1.0 / (_seen_energy(observed, whole, counted) / noise + 1.0 / variance)
 
     def normal(candidate: jax.Array) -> jax.Array:
-        return adjoint(_counting(forward(candidate), counted)) / noise + candidate / variance
+        return seen_again(candidate) / noise + candidate / variance
 
+    _, adjoint = blur.valid_blur(whole, shape, pairs=True)
     target = adjoint(_counting(observed, counted)) / noise
     mean, _ = cg(normal, target, x0=sharp, tol=1e-4, maxiter=steps, M=lambda residual: residual * uncertainty)
     return mean, uncertainty
@@ -387,7 +390,7 @@ def _softened(
     radius = soft.shape[0] // 2
     height, width = sharp.shape[-2:]
     soften, _ = blur.valid_blur(soft, (height, width), pairs=True)
-    softness = in_the_middle(convolve(soft, soft, mode="full"), (2 * size[0] - 1, 2 * size[1] - 1))
+    softness = in_the_middle(blur.blur_full(soft, soft), (2 * size[0] - 1, 2 * size[1] - 1))
     return soften(sharp), uncertainty.sum(0)[radius : height - radius, radius : width - radius], softness
 
 
@@ -419,6 +422,3 @@ def nonnegative_minimum(
         return new, new + (momentum - 1.0) / next_momentum * (new - old), next_momentum
 
     return jax.lax.fori_loop(0, _KERNEL_STEPS, improve, (start, start, jnp.ones(())))[0], steepest
-
-
-convolve = jax.scipy.signal.convolve2d

@@ -74,6 +74,49 @@ def valid_blur(kernel: jax.Array, image_shape: tuple[int, int], *, pairs: bool =
     return forward, adjoint
 
 
+def valid_normal(kernel: jax.Array, image_shape: tuple[int, int], counted: jax.Array | None = None) -> Operator:
+    """``Aᵀ C A`` of pairs of images, as of :func:`valid_blur` with C between.
+
+    Between the two nothing leaves the transforms' grid, which saves a sixth of the time.
+
+    Args:
+      kernel: ``[h, w]``.
+      image_shape: ``(H+h-1, W+w-1)``.
+      counted: ``[H, W]``, the diagonal of C; None for ones.
+
+    Returns:
+      The operator, from ``[2, H+h-1, W+w-1]`` to ``[2, H+h-1, W+w-1]``.
+    """
+    (h, w), (rows, columns) = kernel.shape, image_shape
+    shape = fast_shape(image_shape)
+    spectrum = kernel_spectrum(kernel, shape, pairs=True)
+    if counted is None:
+        counted = jnp.ones((rows - h + 1, columns - w + 1), kernel.dtype)
+    seen = jnp.pad(counted, ((h - 1, shape[0] - rows), (w - 1, shape[1] - columns)))
+
+    def normal(image: jax.Array) -> jax.Array:
+        chex.assert_shape(image, (2, rows, columns))
+        blurred = jnp.fft.ifft2(_spectrum(image, shape, pairs=True) * spectrum)
+        blurred = jax.lax.complex(seen * blurred.real, seen * blurred.imag)
+        return _image(jnp.fft.fft2(blurred) * jnp.conj(spectrum), shape, pairs=True)[:, :rows, :columns]
+
+    return normal
+
+
+def blur_full(image: jax.Array, kernel: jax.Array) -> jax.Array:
+    """All of ``k * x``, the image being zero beyond its borders.
+
+    Args:
+      image: ``[..., H, W]``.
+      kernel: ``[..., h, w]``; leading axes broadcast against the image's.
+
+    Returns:
+      ``[..., H+h-1, W+w-1]``.
+    """
+    h, w = kernel.shape[-2:]
+    return blur_valid(jnp.pad(image, [(0, 0)] * (image.ndim - 2) + [(h - 1, h - 1), (w - 1, w - 1)]), kernel)
+
+
 def blur_valid(image: jax.Array, kernel: jax.Array) -> jax.Array:
     """Valid part of the true convolution ``k * x``.
 

@@ -141,10 +141,31 @@ def test_pairs_are_blurred_as_two_images_are(blurry_shape, kernel_shape, seed):
     chex.assert_trees_all_close(lags[1], lags[0], atol=1e-3)
 
 
+@settings(max_examples=3, deadline=None)
+@given(SIDES, KERNELS, st.integers(0, 2**16), st.booleans())
+def test_the_normal_operator_is_the_blur_and_its_adjoint(blurry_shape, kernel_shape, seed, counts):
+    images, kernel = normal(seed, (2, *blur.latent_shape(blurry_shape, kernel_shape))), normal(seed + 1, kernel_shape)
+    counted = jnp.abs(normal(seed + 2, blurry_shape)) if counts else None
+    forward, adjoint = blur.valid_blur(kernel, images.shape[-2:])
+    expected = adjoint(forward(images) if counted is None else counted * forward(images))
+    found = blur.valid_normal(kernel, images.shape[-2:], counted)(images)
+    np.testing.assert_allclose(found, expected, atol=1e-4 * (1.0 + float(jnp.abs(expected).max())))
+
+
+@settings(max_examples=3, deadline=None)
+@given(SIDES, KERNELS, st.integers(0, 2**16))
+def test_full_blur_equals_scipy(shape, kernel_shape, seed):
+    image, kernel = normal(seed, shape), normal(seed + 1, kernel_shape)
+    expected = scipy.signal.convolve2d(np.asarray(image, np.float64), np.asarray(kernel, np.float64), mode="full")
+    np.testing.assert_allclose(blur.blur_full(image, kernel), expected, atol=1e-4)
+
+
 def test_a_pair_is_two_images():
     forward, _ = blur.valid_blur(normal(0, (5, 5)), (20, 20), pairs=True)
     with pytest.raises(AssertionError):
         forward(normal(1, (3, 20, 20)))
+    with pytest.raises(AssertionError):
+        blur.valid_normal(normal(0, (5, 5)), (20, 20))(normal(1, (3, 20, 20)))
 
 
 def test_operators_refuse_other_shapes_than_their_own():
