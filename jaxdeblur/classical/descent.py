@@ -40,19 +40,6 @@ def half_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     return (height, width // 2) if width > height else (height // 2, width)
 
 
-def value_call(
-    image: jax.Array, measured: jax.Array | None, kernel: jax.Array, noise_variance: float, image_softness_std: float
-) -> dict[str, Any]:
-    """The arguments of :func:`jaxdeblur.classical.variational.evidence_and_slope` for a part of the image."""
-    return {
-        "blurry": image,
-        "kernel": kernel,
-        "noise_variance": noise_variance,
-        "image_softness_std": image_softness_std,
-        "measured": measured,
-    }
-
-
 def descend(
     images: Sequence[jax.Array],
     measured: Sequence[jax.Array | None],
@@ -91,7 +78,7 @@ def descend(
         root = (numbers / length).reshape(first.shape)
         tried = jnp.asarray(root**2, jnp.float32)
         calls = [
-            value_call(image, counted, tried, noise_variance, image_softness_std)
+            variational.evidence_call(image, counted, tried, noise_variance, image_softness_std)
             for image, counted in zip(images, measured, strict=True)
         ]
         evidences, slopes = zip(*run_side_by_side(variational.evidence_and_slope, calls), strict=True)

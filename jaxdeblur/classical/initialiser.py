@@ -42,8 +42,8 @@ _TIGHT_SHARES = (0.25, 0.35, 0.5, 0.7)
 _FIRST_WIDTH = 0.5
 # So many kernels a side must be seen then: of less, the score descends to kernels that are worse.
 _DESCENT_KERNELS = 8
-# What follows the levels, variants of the kernel and the descent, counts as so many of them; the variants' share of it.
-_LAST_STEPS, _SHARE_OF_VARIANTS = 5, 0.4
+# What follows the levels, variants of the kernel and the descent, counts as so many of them.
+_STEPS_OF_VARIANTS, _STEPS_OF_DESCENT = 2, 3
 # Square roots of the pixels of the reduced images by which a kernel is compared with guesses.
 _REDUCED_SIDES = (128, 180)
 
@@ -53,8 +53,8 @@ class KernelEstimate:
     """A classical kernel estimate and how it came about.
 
     Attributes:
-      kernels: ``[h, h]`` by name, those that were found with different softnesses and thinnesses, the best first;
-        non-negative, summing to one, their mass centred.
+      kernels: ``[h, h]`` by name, before and after the descent and, if they vary, with different softnesses and thinnesses, the
+        best first; non-negative, summing to one, their mass centred.
       scores: of these, by :func:`~jaxdeblur.classical.judge.score`; NaN if there is one only.
       guess_scores: of each guess, by :func:`~jaxdeblur.classical.judge.score` at the scale where they were first compared;
         those with the lowest went on.
@@ -187,7 +187,8 @@ def _estimate(
     """The estimate on at most the given support, of which ``touches_border`` tells whether the best kernel needs all of it."""
     levels = kernel_l0.pyramid(blurry.shape, kernel_size)
     judged_at = _last_within(levels, config.guess_side)
-    total = len(levels) + _LAST_STEPS
+    variants = _STEPS_OF_VARIANTS if config.vary_iterations else 0
+    total = len(levels) + variants + _STEPS_OF_DESCENT
 
     def report(done: int) -> None:
         if progress is not None:
@@ -212,8 +213,8 @@ def _estimate(
         while reaching:  # until no kernel reaches the border of its support, or that is all there is
             refined = model.refine([model.attempt(one.kernel, one.support) for one in reaching], iterations)
             reaching = [one for one, (kernel, _) in zip(reaching, refined, strict=True) if not one.takes(kernel)]
-        # Without variation this is the last time that they are judged.
-        if index == judged_at and len(candidates) > (config.num_fine if config.vary_iterations else 1):
+        # If they neither vary nor descend, this is the last time that they are judged.
+        if index == judged_at and len(candidates) > (config.num_fine if config.vary_iterations or config.descents else 1):
             judged_there = model.judge([_clean(candidate.kernel) for candidate in candidates])
             candidates = [candidates[number] for number in _ranked(judged_there, config)[: config.num_fine]]
         report(index + 1)
@@ -221,12 +222,13 @@ def _estimate(
     varied = []
     for number, candidate in enumerate(candidates):
 
-        def report_last(share: float, number: int = number) -> None:
-            report(min(len(levels) + int(_LAST_STEPS * (number + share) / len(candidates)), total - 1))
+        def report_descent(share: float, number: int = number) -> None:
+            done = (number * (total - len(levels)) + variants + _STEPS_OF_DESCENT * share) / len(candidates)
+            report(min(len(levels) + int(done), total - 1))
 
         found = _vary(model, _clean(candidate.kernel), candidate.support)
-        report_last(_SHARE_OF_VARIANTS)
-        varied.append(_descend(model, found, candidate.support, report_last))
+        report_descent(0.0)
+        varied.append(_descend(model, found, candidate.support, report_descent))
     report(total)
     chosen = _ranked([next(value for _, value in found.values()) for found in varied], config)[0]
     candidate, found = candidates[chosen], varied[chosen]
@@ -329,13 +331,9 @@ def _descend(
     """Adds what the best of these kernels becomes when it descends its score, by which all are judged then; the best first."""
     if model.config.descents == 0:
         return found
-
-    def descending(share: float) -> None:
-        report(_SHARE_OF_VARIANTS + (1.0 - _SHARE_OF_VARIANTS) * share)
-
     best, (kernel, _) = next(iter(found.items()))
     kernels = {name: kernel for name, (kernel, _) in found.items()}
-    kernels[best + DESCENDED] = _clean(model.descended(kernel, support, descending))
+    kernels[best + DESCENDED] = _clean(model.descended(kernel, support, report))
     scores = dict(zip(kernels, model.judge(list(kernels.values()), in_the_end=True), strict=True))
     return {name: (kernels[name], scores[name]) for name in ranked(scores, model.config)}
 
@@ -474,7 +472,7 @@ def _programs(
     descended: _Calls = []
     if config.descents:
         image = _any_array(descent.half_shape(tuple(min(config.descent_side, side) for side in last.shape)))
-        call = descent.value_call(image, image if clipped else None, _any_kernel(last), 0.0, 0.0)
+        call = variational.evidence_call(image, image if clipped else None, _any_kernel(last), 0.0, 0.0)
         descended = [(variational.evidence_and_slope, call)]
     return guessed + _model_programs(refined, compared, config, clipped) + descended
 
@@ -678,16 +676,8 @@ class _Model:
 
     def judge_calls(self, kernels: Sequence[jax.Array], softness_std: float) -> list[dict[str, Any]]:
         """What :meth:`judge` computes."""
-        return [
-            {
-                "blurry": self.image,
-                "kernel": kernel,
-                "noise_variance": self.noise_variance,
-                "image_softness_std": variational.softness_at(self.scale, softness_std),
-                "measured": self.measured,
-            }
-            for kernel in kernels
-        ]
+        std = variational.softness_at(self.scale, softness_std)
+        return [variational.evidence_call(self.image, self.measured, kernel, self.noise_variance, std) for kernel in kernels]
 
 
 @jax.jit

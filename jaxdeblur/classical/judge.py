@@ -47,16 +47,10 @@ def judge(
         return dict.fromkeys(kernels, float("nan"))
     shape = (max(k.shape[0] for k in kernels.values()), max(k.shape[1] for k in kernels.values()))
     variance = variational.noise_variance(noise_std, smallest=config.noise_variance)
-    calls = [
-        {
-            "blurry": jnp.asarray(blurry),
-            "kernel": pad_kernel(jnp.asarray(kernel), shape),
-            "noise_variance": variance,
-            "image_softness_std": descent_softness_std(config, noise_std=noise_std),
-            "measured": None if measured is None else jnp.asarray(measured, jnp.float32),
-        }
-        for kernel in kernels.values()
-    ]
+    image, softness_std = jnp.asarray(blurry), descent_softness_std(config, noise_std=noise_std)
+    counted = None if measured is None else jnp.asarray(measured, jnp.float32)
+    padded = [pad_kernel(jnp.asarray(kernel), shape) for kernel in kernels.values()]
+    calls = [variational.evidence_call(image, counted, kernel, variance, softness_std) for kernel in padded]
     evidences = run_side_by_side(variational.negative_log_evidence, calls)
     return {
         name: score(evidence, kernel, config.descent_thinness)

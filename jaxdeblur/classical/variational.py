@@ -25,6 +25,7 @@ else the model does not explain (a blur that varies a little, rounding) is about
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import chex
 import jax
@@ -218,6 +219,19 @@ def evidence_and_slope(
     At the minimum over x the slope is the partial one, with x and γ as they are. Short of it it leads elsewhere.
     """
     return jax.value_and_grad(_evidence)(kernel, blurry, noise_variance, image_softness_std, measured)
+
+
+def evidence_call(
+    blurry: Any, measured: Any | None, kernel: Any, noise_variance: float, image_softness_std: float
+) -> dict[str, Any]:
+    """The arguments of :func:`negative_log_evidence` or :func:`evidence_and_slope` by name, arrays or their shapes."""
+    return {
+        "blurry": blurry,
+        "kernel": kernel,
+        "noise_variance": noise_variance,
+        "image_softness_std": image_softness_std,
+        "measured": measured,
+    }
 
 
 def _evidence(

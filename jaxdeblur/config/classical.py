@@ -29,7 +29,8 @@ class InitialiserConfig:
       num_finalists: distinct guesses that remain after that, at most.
       finalist_iterations: variational iterations given to each of them before they are compared.
       num_refined: distinct finalists, the likeliest, that are refined there.
-      num_fine: of these, how many are then refined up to the full size; compared there again, unless vary_iterations is 0.
+      num_fine: of these, how many are then refined up to the full size; compared there again if they
+        vary or descend.
       smallest_lead: by how much another finalist must come to lead the one that was the likeliest at first, in
         :func:`jaxdeblur.classical.judge.score`, to be taken in its place; in the end, any other kernel the
         one that has descended.
@@ -39,14 +40,15 @@ class InitialiserConfig:
         own or, for images with less noise, this.
       first_noise_variance: where the annealing begins for those; for others in proportion.
       softness_stds: standard deviations in pixels of the sharp image's own softness, the Gaussian that even a sharp
-        photograph's edges carry: the first is taken until the kernel has its full size, then it is refined on with each, and
-        :func:`jaxdeblur.classical.judge.score` chooses.
+        photograph's edges carry: the first is taken until the kernel has its full size, then, with ``vary_iterations``, it is
+        refined on with each, and :func:`jaxdeblur.classical.judge.score` chooses.
       judging_softness_std: the softness with which kernels are judged on the way.
       thinness: weight of Σ√k, a prior that says that camera shake leaves a thin trace, beside the negative log evidence per
         pixel while kernels are refined; see :func:`jaxdeblur.classical.variational.thinness_penalty`.
       judging_thinness: the same where kernels are judged on the way.
       thinnesses: weights tried in its place after the softnesses, from the best of their kernels.
-      vary_iterations: variational iterations given to the kernel of full size with each softness and with each thinness.
+      vary_iterations: variational iterations given to the kernel of full size with each softness and with each thinness; 0
+        for no such variants.
       descents: steps by which the best of these then descends its score itself, see :mod:`jaxdeblur.classical.descent`.
       descent_softness_std: the softness with which it does, and with which all kernels are compared from then on, if there is
         little noise in the image.
@@ -81,7 +83,7 @@ class InitialiserConfig:
     num_fine: int = 1
     smallest_lead: float = 0.01
     refine_iterations: int = 100
-    fine_iterations: int = 40
+    fine_iterations: int = 25
     noise_variance: float = 1e-6
     first_noise_variance: float = 3e-6
     softness_stds: tuple[float, ...] = (0.7, 0.4, 1.0)
@@ -89,7 +91,7 @@ class InitialiserConfig:
     thinness: float = 1e-3
     judging_thinness: float = 1e-3
     thinnesses: tuple[float, ...] = (0.0, 3e-3)
-    vary_iterations: int = 30
+    vary_iterations: int = 0
     descents: int = 15
     descent_softness_std: float = 0.55
     noisy_descent_softness_std: float = 0.4
