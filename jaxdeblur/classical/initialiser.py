@@ -53,8 +53,8 @@ class KernelEstimate:
     """A classical kernel estimate and how it came about.
 
     Attributes:
-      kernels: ``[h, h]`` by name, before and after the descent and, if they vary, with different softnesses and thinnesses, the
-        best first; non-negative, summing to one, their mass centred.
+      kernels: ``[h, h]`` by name, the best first: before and after the descent or, without one, those that were found with
+        different softnesses and thinnesses; non-negative, summing to one, their mass centred.
       scores: of these, by :func:`~jaxdeblur.classical.judge.score`; NaN if there is one only.
       guess_scores: of each guess, by :func:`~jaxdeblur.classical.judge.score` at the scale where they were first compared;
         those with the lowest went on.
@@ -328,12 +328,14 @@ def _vary(model: _Model, best: jax.Array, support: jax.Array) -> dict[str, tuple
 def _descend(
     model: _Model, found: dict[str, tuple[jax.Array, float]], support: jax.Array, report: Callable[[float], None]
 ) -> dict[str, tuple[jax.Array, float]]:
-    """Adds what the best of these kernels becomes when it descends its score, by which all are judged then; the best first."""
+    """The best of these kernels and what it becomes when it descends its score, by which both are judged then; the best first.
+
+    The others, which the score put behind it already, would only take time to judge.
+    """
     if model.config.descents == 0:
         return found
     best, (kernel, _) = next(iter(found.items()))
-    kernels = {name: kernel for name, (kernel, _) in found.items()}
-    kernels[best + DESCENDED] = _clean(model.descended(kernel, support, report))
+    kernels = {best: kernel, best + DESCENDED: _clean(model.descended(kernel, support, report))}
     scores = dict(zip(kernels, model.judge(list(kernels.values()), in_the_end=True), strict=True))
     return {name: (kernels[name], scores[name]) for name in ranked(scores, model.config)}
 
