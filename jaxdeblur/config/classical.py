@@ -29,8 +29,7 @@ class InitialiserConfig:
       num_finalists: distinct guesses that remain after that, at most.
       finalist_iterations: variational iterations given to each of them before they are compared.
       num_refined: distinct finalists, the likeliest, that are refined there.
-      num_fine: of these, how many are then refined up to the full size; compared there again if they
-        vary or descend.
+      num_fine: of these, how many are then refined up to the full size; compared there again if they vary or descend.
       smallest_lead: by how much another finalist must come to lead the one that was the likeliest at first, in
         :func:`jaxdeblur.classical.judge.score`, to be taken in its place; in the end, any other kernel the
         one that has descended.
