@@ -18,11 +18,9 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,27 +29,16 @@ import scipy.ndimage
 import scipy.signal
 from absl import flags
 
-from experiments import checkpoints
 from experiments.command_line import run_command, start
 from experiments.files import written_whole
+from experiments.training import Batch, asked, crop, falling, read_images, train_part, training_flags
 from jaxdeblur.classical import learned, sparse
 from jaxdeblur.errors import InputError
-from jaxdeblur.imaging.colour import luma
-from jaxdeblur.imaging.reading import read_image
-from jaxdeblur.imaging.selection import find_images
 from jaxdeblur.operators.trajectories import motion_kernel
 
 _DENOISER_RATE, _STAGE_RATE, _SETTING_RATE = 2e-3, 4e-4, 2e-2
 _SETTINGS = ("stage_std", "stage_power", "stage_pull")
-# Shorter side that a image is reduced to: files are seldom sharp at their full size.
-_REDUCED_SIDES = (700, 400)
-_SMALLEST_DEVIATION = 0.04
 _LARGEST_MISMATCH = 0.012
-_CHECKPOINT_EVERY = 100
-_MEAN_DECAY = 0.98
-
-Batch = tuple[np.ndarray, ...]
-_Settings = TypeVar("_Settings")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,48 +64,6 @@ class TrainConfig:
     crop: int = 64
     kernel_size: int = 27
     seed: int = 0
-
-
-@flax.struct.dataclass
-class State:
-    """What training goes on from; ``step`` steps of a part are done, settings are kept as logarithms where positive."""
-
-    step: int
-    weights: Any
-    mean: Any
-    opt_state: Any
-
-
-def read_images(folder: str, smallest: int) -> list[np.ndarray]:
-    """The luma ``[H, W]`` of a folder's images, reduced so that they are sharp.
-
-    Raises:
-      InputError: none is large enough.
-    """
-    images = []
-    for path in find_images(folder, print):
-        pixels = np.asarray(read_image(path).pixels)
-        grey = np.asarray(luma(pixels) if pixels.ndim == 3 else pixels, np.float32)
-        for side in _REDUCED_SIDES:
-            scale = min(1.0, max(side, smallest) / min(grey.shape))
-            shape = tuple(round(length * scale) for length in grey.shape)
-            if min(shape) >= smallest and (scale < 1.0 or side == _REDUCED_SIDES[-1]):
-                images.append(np.asarray(jax.image.resize(grey, shape, "cubic"), np.float32).clip(0.0, 1.0))
-    if not images:
-        raise InputError(f"{folder}: no image of {smallest} or more pixels a side; give a folder that holds some")
-    return images
-
-
-def crop(generator: np.random.Generator, images: Sequence[np.ndarray], side: int) -> np.ndarray:
-    """``[side, side]`` of some image, turned and mirrored; flat ones are mostly passed over."""
-    sizes = np.sqrt([image.size for image in images])
-    while True:
-        image = images[generator.choice(len(images), p=sizes / sizes.sum())]
-        row, column = (int(generator.integers(length - side + 1)) for length in image.shape)
-        cut = image[row : row + side, column : column + side]
-        if cut.std() >= _SMALLEST_DEVIATION or generator.random() < 0.2:
-            turned = np.rot90(cut, int(generator.integers(4)))
-            return np.ascontiguousarray(turned[:, ::-1] if generator.random() < 0.5 else turned)
 
 
 def noisy_batch(generator: np.random.Generator, images: Sequence[np.ndarray], count: int, side: int) -> Batch:
@@ -223,71 +168,11 @@ def _natural(weights: Any) -> Any:
 
 
 def _optimiser(num_steps: int, rate: float) -> optax.GradientTransformation:
-    def falling(peak: float) -> optax.GradientTransformation:
-        warm_up = max(1, min(100, num_steps // 10))
-        schedule = optax.warmup_cosine_decay_schedule(0.0, peak, warm_up, num_steps + 1, 0.02 * peak)
-        return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
-
     def labels(weights: Any) -> Any:
         return {name: "settings" if name in _SETTINGS else "network" for name in weights}
 
-    return optax.multi_transform({"network": falling(rate), "settings": falling(_SETTING_RATE)}, labels)
-
-
-def train_part(
-    part: str,
-    weights: Any,
-    loss: Callable[..., jax.Array],
-    batch: Callable[[np.random.Generator], Batch],
-    num_steps: int,
-    rate: float,
-    seed: int,
-    folder: pathlib.Path,
-) -> Any:
-    """One part of a training, from its checkpoint if there is one.
-
-    Args:
-      part: its name, that of the checkpoint, and of its examples' random numbers.
-      weights: to begin with.
-      loss: of the weights and a batch.
-      batch: makes one.
-      num_steps: of the part.
-      rate: the highest learning rate.
-      seed: of the examples.
-      folder: of the checkpoint.
-
-    Returns:
-      The running mean of the weights.
-
-    Raises:
-      InputError: the checkpoint cannot be gone on from.
-    """
-    optimiser = _optimiser(num_steps, rate)
-    state = State(0, weights, weights, optimiser.init(weights))
-    path = folder / f"{part}.msgpack"
-    if path.exists():
-        other = "is of a run with other settings: give the same, or another --output_dir"
-        state = checkpoints.restored(path, state, other=other)
-
-    @jax.jit
-    def step(weights: Any, mean: Any, opt_state: Any, *examples: jax.Array) -> tuple[Any, Any, Any, jax.Array]:
-        value, gradient = jax.value_and_grad(loss)(weights, *examples)
-        updates, opt_state = optimiser.update(gradient, opt_state, weights)
-        weights = optax.apply_updates(weights, updates)
-        mean = jax.tree.map(lambda old, new: _MEAN_DECAY * old + (1.0 - _MEAN_DECAY) * new, mean, weights)
-        return weights, mean, opt_state, value
-
-    began, losses = time.monotonic(), []
-    for index in range(int(state.step), num_steps):
-        examples = batch(np.random.default_rng([seed, len(part), index]))
-        weights, mean, opt_state, value = step(state.weights, state.mean, state.opt_state, *examples)
-        state = State(index + 1, weights, mean, opt_state)
-        losses.append(float(value))
-        if (index + 1) % _CHECKPOINT_EVERY == 0 or index + 1 == num_steps:
-            checkpoints.save(path, state)
-            recent = np.mean(losses[-_CHECKPOINT_EVERY:])
-            print(f"{part}: {index + 1}/{num_steps}  loss {recent:.4f}  {time.monotonic() - began:.0f} s", flush=True)
-    return state.mean
+    settings = falling(num_steps, _SETTING_RATE)
+    return optax.multi_transform({"network": falling(num_steps, rate), "settings": settings}, labels)
 
 
 def train(config: TrainConfig, images: Sequence[np.ndarray], folder: pathlib.Path) -> pathlib.Path:
@@ -295,7 +180,7 @@ def train(config: TrainConfig, images: Sequence[np.ndarray], folder: pathlib.Pat
 
     Args:
       config: of the run.
-      images: grey, in [0, 1]; see :func:`read_images`.
+      images: grey, in [0, 1]; see :func:`experiments.training.read_images`.
       folder: of the checkpoints and the weights; made if need be.
 
     Returns:
@@ -316,14 +201,16 @@ def train(config: TrainConfig, images: Sequence[np.ndarray], folder: pathlib.Pat
         return tuple(np.stack(arrays) for arrays in zip(*examples, strict=True))
 
     weights = dict(learned.initial_weights(jax.random.key(config.seed)))
-    weights = train_part("denoiser", weights, denoiser_loss, noisy, config.denoiser_steps, _DENOISER_RATE, config.seed, folder)
+    steps, seed = config.denoiser_steps, config.seed
+    weights = train_part("denoiser", weights, denoiser_loss, noisy, steps, _optimiser(steps, _DENOISER_RATE), seed, folder)
     count = config.num_stages
     weights |= {
         "stage_std": jnp.log(jnp.geomspace(8.0, 3.0, count) / 255.0),
         "stage_power": jnp.full(count, 0.5),
         "stage_pull": jnp.log(jnp.full(count, 0.3)),
     }
-    weights = train_part("stages", weights, stage_loss, blurred, config.stage_steps, _STAGE_RATE, config.seed, folder)
+    steps = config.stage_steps
+    weights = train_part("stages", weights, stage_loss, blurred, steps, _optimiser(steps, _STAGE_RATE), seed, folder)
     path = folder / "learned_prior.npz"
     natural = {name: np.asarray(value, np.float32) for name, value in _natural(weights).items()}
     stored = {name: value if name in _SETTINGS else value.astype(np.float16) for name, value in natural.items()}
@@ -334,35 +221,6 @@ def train(config: TrainConfig, images: Sequence[np.ndarray], folder: pathlib.Pat
 
 def _stage_crop(config: TrainConfig) -> int:
     return 2 * round(0.9 * config.crop)
-
-
-def training_flags(usual: Any, output_dir: str, written: str, numbers: Mapping[str, tuple[str, int]]) -> flags.FlagValues:
-    """The flags of a training, unparsed: ``--data_dir``, ``--output_dir`` and whole numbers.
-
-    Args:
-      usual: a dataclass whose fields of those names are the numbers' defaults.
-      output_dir: the default.
-      written: what is said of it.
-      numbers: help and lower bound by name.
-    """
-    values = flags.FlagValues()
-    flags.DEFINE_string("data_dir", None, "Folder of sharp images.", flag_values=values)
-    flags.DEFINE_string("output_dir", output_dir, written, flag_values=values)
-    for name, (text, lower_bound) in numbers.items():
-        flags.DEFINE_integer(name, getattr(usual, name), text, lower_bound=lower_bound, flag_values=values)
-    return values
-
-
-def asked(values: flags.FlagValues, kind: type[_Settings]) -> _Settings:
-    """The settings that :func:`training_flags` were given.
-
-    Raises:
-      InputError: ``--data_dir`` is missing.
-    """
-    if not values.data_dir:
-        raise InputError("--data_dir is missing: give a folder of sharp images")
-    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    return kind(**{name: getattr(values, name) for name in names})
 
 
 def define_flags() -> flags.FlagValues:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from experiments import train_correction
+from experiments import train_correction, training_kernels
 from jaxdeblur.classical import correction
 from jaxdeblur.errors import InputError
 
@@ -22,7 +22,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def truth():
-    return train_correction.true_kernel(np.random.default_rng(5))
+    return training_kernels.true_kernel(np.random.default_rng(5))
 
 
 @pytest.mark.slow
@@ -47,7 +47,7 @@ def test_a_run_that_goes_on_equals_an_unbroken_one(images, tmp_path):
 
 def test_the_true_kernel_is_moved_onto_the_estimate(truth):
     estimate = np.roll(truth, (3, -2), (0, 1))
-    moved, shift = train_correction.moved_onto(truth, estimate)
+    moved, shift = training_kernels.moved_onto(truth, estimate)
     np.testing.assert_allclose(shift, [3, -2])
     np.testing.assert_allclose(moved, np.pad(estimate, 10), atol=1e-6)
 
@@ -70,7 +70,7 @@ def test_a_worse_kernel_costs_more(truth):
 
 def test_true_kernels_fit_their_support(truth):
     for seed in range(20):
-        kernel = train_correction.true_kernel(np.random.default_rng(seed))
+        kernel = training_kernels.true_kernel(np.random.default_rng(seed))
         assert kernel.shape == (correction.SUPPORT,) * 2
         assert kernel.min() >= 0.0
         assert kernel.sum() == pytest.approx(1.0, abs=1e-5)
@@ -80,11 +80,11 @@ def test_spoiled_kernels_are_kernels_and_cost_something(truth):
     power = train_correction.power(scipy.ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(200, 200)), 1.0))
     gaps = []
     for seed in range(12):
-        spoilt = train_correction.spoiled(np.random.default_rng(seed), truth)
+        spoilt = training_kernels.spoiled(np.random.default_rng(seed), truth)
         assert spoilt.shape == truth.shape
         assert spoilt.min() >= 0.0
         assert spoilt.sum() == pytest.approx(1.0, abs=1e-5)
-        canvas, _ = train_correction.moved_onto(truth, spoilt)
+        canvas, _ = training_kernels.moved_onto(truth, spoilt)
         cost = train_correction.gap(jnp.asarray(spoilt), jnp.asarray(canvas), jnp.asarray(power), jnp.float32(0.005))
         gaps.append(float(cost))
     assert min(gaps) > 0.0
@@ -93,7 +93,7 @@ def test_spoiled_kernels_are_kernels_and_cost_something(truth):
 
 def test_an_estimate_from_a_jpeg_knows_its_quality(images):
     config = train_correction.TrainConfig(crop=96)
-    kinds = [train_correction.spoil(config, number) for number in range(40)]
+    kinds = [training_kernels.spoil(number, seed=config.seed) for number in range(40)]
     qualities = [int(kind["quality"]) for kind in kinds]
     assert 0 in qualities
     compressed = kinds[int(np.argmax(np.array(qualities) > 0))]
@@ -105,7 +105,7 @@ def test_an_estimate_from_a_jpeg_knows_its_quality(images):
 
 def test_a_blur_that_varies_keeps_the_kernel_near(images):
     config = train_correction.TrainConfig(crop=96)
-    found = train_correction.spoil(config, 0)
+    found = training_kernels.spoil(0, seed=config.seed)
     plain, varied = (train_correction.example(config, images, (0, 0), found, varying_share=share) for share in (0.0, 1.0))
     assert varied["truth"].sum() == pytest.approx(1.0, abs=0.02)
     likeness = np.sum(plain["truth"] * varied["truth"]) / np.linalg.norm(plain["truth"]) / np.linalg.norm(varied["truth"])

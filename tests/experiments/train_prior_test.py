@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from experiments import train_prior
+from experiments import train_prior, training
 from jaxdeblur.errors import InputError
 
 CONFIG = train_prior.TrainConfig(
@@ -57,5 +57,5 @@ def test_images_that_are_too_small_are_a_one_line_error(tmp_path):
 
     iio.imwrite(tmp_path / "small.png", np.zeros((40, 40), np.uint8))
     with pytest.raises(InputError, match="no image of 64 or more pixels"):
-        train_prior.read_images(str(tmp_path), 64)
-    assert len(train_prior.read_images(str(tmp_path), 32)) == 1
+        training.read_images(str(tmp_path), 64)
+    assert len(training.read_images(str(tmp_path), 32)) == 1
