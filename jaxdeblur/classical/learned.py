@@ -81,7 +81,7 @@ def learned(
         ``x_t = argmin_x ‖k * x − y‖² + λ_t (σ/β_t)² ‖x − z_{t−1}‖²``,  ``z_t = D(x_t; β_t)``,
 
     on the whole support (nothing is assumed beyond the blurry image) with ``σ`` the effective noise, ``β_t = b_t (σ/σ₀)^(p_t)``
-    and ``D`` a network that takes noise of a given deviation off a image. ``b``, ``p``, ``λ`` and ``D`` were trained
+    and ``D`` a network that takes noise of a given deviation off an image. ``b``, ``p``, ``λ`` and ``D`` were trained
     together. A kernel's faults are no noise, they ring; z_T and z₀ ring differently, so that with an inexact kernel their mean
     is better than either: ``w z_T + (1 − w) z₀`` with ``w`` the noise's share of the effective variance.
 
@@ -262,7 +262,7 @@ def fold(image: jax.Array) -> jax.Array:
 
 
 def unfold(image: jax.Array) -> jax.Array:
-    """The inverse of :func:`_fold`."""
+    """The inverse of :func:`fold`."""
     count, height, width, channels = image.shape
     pairs = image.reshape(count, height, width, 2, 2, channels // 4)
     return pairs.transpose(0, 1, 3, 2, 4, 5).reshape(count, 2 * height, 2 * width, channels // 4)
