@@ -37,7 +37,7 @@ from experiments import training_kernels
 from experiments.command_line import run_command, start
 from experiments.files import written_whole
 from experiments.training import Batch, asked, falling, kept, read_images, train_part, training_flags, turned
-from experiments.training_kernels import CANVAS, ESTIMATE_SIDE, GRID, frequencies
+from experiments.training_kernels import CANVAS, GRID, frequencies
 from jaxdeblur.classical import correction
 
 _RATE = 1e-3
@@ -69,7 +69,7 @@ class TrainConfig:
     views: int = 6
     num_steps: int = 12000
     batch_size: int = 2
-    crop: int = ESTIMATE_SIDE
+    crop: int = 208
     seed: int = 0
 
 
@@ -189,7 +189,6 @@ def train(config: TrainConfig, images: Sequence[np.ndarray], folder: pathlib.Pat
       InputError: the checkpoint there cannot be gone on from, or no estimate is near its true kernel.
     """
     examples = folder / "examples"
-    examples.mkdir(parents=True, exist_ok=True)
     estimated = training_kernels.estimates(
         images, config.num_estimates, folder / "estimates", seed=config.seed, side=config.crop
     )

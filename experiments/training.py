@@ -33,7 +33,7 @@ _Settings = TypeVar("_Settings")
 
 @flax.struct.dataclass
 class State:
-    """What training goes on from; ``step`` steps of a part are done, settings are kept as logarithms where positive."""
+    """What training goes on from; ``step`` steps of a part are done."""
 
     step: int
     weights: Any
@@ -61,6 +61,12 @@ def read_images(folder: str, smallest: int) -> list[np.ndarray]:
     return images
 
 
+def turned(array: np.ndarray, turn: int) -> np.ndarray:
+    """An array ``[H, W]`` turned by ``turn % 4`` right angles, and mirrored from 4 on; float32."""
+    around = np.rot90(array, turn % 4)
+    return np.ascontiguousarray(around[:, ::-1] if turn >= 4 else around, np.float32)
+
+
 def crop(generator: np.random.Generator, images: Sequence[np.ndarray], side: int) -> np.ndarray:
     """``[side, side]`` of some image, turned and mirrored; flat ones are mostly passed over."""
     sizes = np.sqrt([image.size for image in images])
@@ -69,8 +75,8 @@ def crop(generator: np.random.Generator, images: Sequence[np.ndarray], side: int
         row, column = (int(generator.integers(length - side + 1)) for length in image.shape)
         cut = image[row : row + side, column : column + side]
         if cut.std() >= _SMALLEST_DEVIATION or generator.random() < 0.2:
-            around = np.rot90(cut, int(generator.integers(4)))
-            return np.ascontiguousarray(around[:, ::-1] if generator.random() < 0.5 else around)
+            turn = int(generator.integers(4))
+            return turned(cut, turn + 4 if generator.random() < 0.5 else turn)
 
 
 def kept(path: pathlib.Path, make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -142,12 +148,6 @@ def train_part(
             recent = np.mean(losses[-_CHECKPOINT_EVERY:])
             print(f"{part}: {index + 1}/{num_steps}  loss {recent:.4f}  {time.monotonic() - began:.0f} s", flush=True)
     return state.mean
-
-
-def turned(array: np.ndarray, turn: int) -> np.ndarray:
-    """An array ``[H, W]`` turned by ``turn % 4`` right angles, and mirrored from 4 on; float32."""
-    around = np.rot90(array, turn % 4)
-    return np.ascontiguousarray(around[:, ::-1] if turn >= 4 else around, np.float32)
 
 
 def training_flags(usual: Any, output_dir: str, written: str, numbers: Mapping[str, tuple[str, int]]) -> flags.FlagValues:

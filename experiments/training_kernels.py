@@ -36,8 +36,6 @@ GRID, CANVAS = 128, 63
 _SUBPIXELS = 8
 # Estimates that lie further from the true kernel are no faults of detail.
 _LARGEST_SHIFT = 9.0
-# Side of the crop from which a kernel is estimated.
-ESTIMATE_SIDE = 208
 
 
 def true_kernel(generator: np.random.Generator) -> np.ndarray:
@@ -66,7 +64,7 @@ def sharp_crop(generator: np.random.Generator, images: Sequence[np.ndarray], sid
     return best * generator.uniform(0.3, 0.8) if generator.random() < 0.2 else best
 
 
-def drawn(generator: np.random.Generator) -> tuple[np.ndarray, float, int]:
+def _drawn(generator: np.random.Generator) -> tuple[np.ndarray, float, int]:
     """A true kernel ``[43, 43]``, the standard deviation of the noise, and the quality of the JPEG, or 0 for none."""
     kernel = true_kernel(generator)
     noise_std = float(np.exp(generator.uniform(np.log(0.0005), np.log(0.02)))) if generator.random() < 0.8 else 0.0
@@ -112,7 +110,7 @@ def noise_std_of(added_std: float, quality: int) -> float:
 def estimate(images: Sequence[np.ndarray], number: int, *, seed: int, side: int) -> dict[str, np.ndarray]:
     """One true kernel and what estimation makes of it: ``truth`` and ``kernel``, ``[43, 43]``, ``added_std``, ``quality``."""
     generator = np.random.default_rng([seed, 1, number])
-    truth, added, quality = drawn(generator)
+    truth, added, quality = _drawn(generator)
     sharp = sharp_crop(generator, images, side + correction.SUPPORT - 1)
     blurry = taken(generator, scipy.signal.fftconvolve(sharp, truth, "valid"), added, quality)
     usual, noise_std, softness = InitialiserConfig(), noise_std_of(added, quality), float(generator.choice(_SOFTNESSES))
@@ -193,9 +191,9 @@ def spoil(number: int, *, seed: int) -> dict[str, np.ndarray]:
     """What :func:`estimate` gives, of a kernel that is spoiled and still near its true one."""
     generator = np.random.default_rng([seed, 3, number])
     while True:
-        truth, added, quality = drawn(generator)
+        truth, added, quality = _drawn(generator)
         found = {"truth": truth, "kernel": spoiled(generator, truth), **_conditions(added, quality)}
-        if is_near(found):
+        if _is_near(found):
             return found
 
 
@@ -220,7 +218,7 @@ def moved_onto(truth: np.ndarray, kernel: np.ndarray) -> tuple[np.ndarray, np.nd
     return placed[:CANVAS, :CANVAS].astype(np.float32), shift
 
 
-def is_near(found: Mapping[str, np.ndarray]) -> bool:
+def _is_near(found: Mapping[str, np.ndarray]) -> bool:
     return bool(np.abs(moved_onto(found["truth"], found["kernel"])[1]).max() <= _LARGEST_SHIFT)
 
 
@@ -232,11 +230,10 @@ def estimates(
     Raises:
       InputError: none did.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     near = []
     for number in range(count):
         found = kept(folder / f"{number:05d}.npz", functools.partial(estimate, images, number, seed=seed, side=side))
-        if is_near(found):
+        if _is_near(found):
             near.append((number, found))
         if (number + 1) % 20 == 0:
             print(f"estimates: {number + 1}/{count}", flush=True)
