@@ -36,6 +36,7 @@ from absl import flags
 from experiments import checkpoints
 from experiments.command_line import run_command, start
 from experiments.files import save_figure, written_whole
+from experiments.training import turned
 from jaxdeblur import runtime
 from jaxdeblur.classical import finish
 from jaxdeblur.classical.noise import noise_std
@@ -164,8 +165,8 @@ def draw_batch(
     for _ in range(config.batch_size):
         image = images[int(generator.integers(len(images)))]
         top, left = (int(generator.integers(length - side + 1)) for length in image.shape)
-        crop = np.rot90(image[top : top + side, left : left + side], int(generator.integers(4)))
-        crops.append(crop if generator.random() < 0.5 else crop[:, ::-1])
+        turn = int(generator.integers(4))
+        crops.append(turned(image[top : top + side, left : left + side], turn if generator.random() < 0.5 else turn + 4))
     chosen = kernels[generator.integers(len(kernels), size=config.batch_size)]
     stds = _LARGEST_NOISE_STD * generator.random(config.batch_size, np.float32) ** 2
     noise = generator.standard_normal((config.batch_size, config.crop, config.crop), np.float32)
