@@ -18,13 +18,11 @@ from jaxdeblur.config import NonblindConfig
 from jaxdeblur.errors import InputError
 from jaxdeblur.operators.filter_flow import kernels_of_part
 
-# Those that restore the whole support behind an image, with the sparse prior's weight.
-_WHOLE_SUPPORT = {"sparse": sp.sparse, "saturated": sat.saturated}
-METHODS = ("hyper_laplacian", "learned", *_WHOLE_SUPPORT)
+METHODS = ("hyper_laplacian", "learned", "sparse", "saturated")
 # Tiles that CPUs work on at a time; each keeps one core busy and takes memory of its own.
 _TILES_AT_ONCE = 2
 # Those that take a kernel for each part of the image.
-VARYING = ("learned", *_WHOLE_SUPPORT)
+VARYING = METHODS[1:]
 
 
 def restore(
@@ -41,7 +39,7 @@ def restore(
     Args:
       blurry: ``[H, W]`` or ``[H, W, C]`` in [0, 1].
       kernel: ``[h, w]``, odd sides, summing to one; or ``[R, C, h, w]``, one for each of the parts of the image.
-      method: one of :data:`METHODS`; ``saturated`` for images with clipped highlights.
+      method: one of :data:`METHODS`; ``saturated``, which is ``learned`` with a sensor that clips, for images with highlights.
       config: weights and the side of a tile.
       noise_std: of the image, in [0, 1] units.
       progress: called with (tiles done, tiles in all).
@@ -66,11 +64,14 @@ def restore(
     tiles = tiles_of(blurry.shape[:2], config.tile_side, overlap)
     kernel_std = config.kernel_std if kernel.ndim == 2 else config.varying_kernel_std
 
-    def one(tile: jax.Array, kernel: jax.Array) -> jax.Array:
+    def one(tile: jax.Array, kernel: jax.Array, clipped: bool) -> jax.Array:
         if method == "hyper_laplacian":
             weight = config.smoothness * kf.weight_for_noise(noise_std)
             return kf.hyper_laplacian(tile, kernel, weight=weight)
-        if method == "learned":
+        if method == "sparse":
+            weight = config.smoothness * sp.weight_for_noise(noise_std, base=config.sparse_weight)
+            whole = sp.sparse(tile, kernel, weight=weight)
+        else:
             whole = ln.learned(
                 tile,
                 kernel,
@@ -78,10 +79,8 @@ def restore(
                 kernel_std=kernel_std,
                 smoothness=config.smoothness,
                 fast=fast,
+                clipped=clipped,
             )
-        else:
-            weight = config.smoothness * sp.weight_for_noise(noise_std, base=config.sparse_weight)
-            whole = _WHOLE_SUPPORT[method](tile, kernel, weight=weight)
         (h, w), (rows, columns) = kernel.shape[-2:], tile.shape[:2]
         return whole[h // 2 : h // 2 + rows, w // 2 : w // 2 + columns]
 
@@ -89,7 +88,9 @@ def restore(
     weights = np.zeros(blurry.shape[:2] + (1,) * (blurry.ndim - 2), np.float32)
 
     def restored_tile(tile: tuple[slice, slice]) -> np.ndarray:
-        return np.asarray(one(jnp.asarray(blurry[tile]), jnp.asarray(kernels_of_part(kernel, blurry.shape, tile))))
+        own = kernels_of_part(kernel, blurry.shape, tile)
+        clipped = method == "saturated" and bool(blurry[tile].max() >= sat.CLIPPED_FROM)
+        return np.asarray(one(jnp.asarray(blurry[tile]), jnp.asarray(own), clipped))
 
     pixels = side_by_side(restored_tile, tiles, at_once=_TILES_AT_ONCE)
     for done, ((rows, columns), restored) in enumerate(zip(tiles, pixels, strict=True), start=1):

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdeblur.classical import sparse
+from jaxdeblur.classical import saturated, sparse
 from jaxdeblur.classical.compiled import reproducible_jit
 from jaxdeblur.operators import blur, filter_flow
 
@@ -72,6 +72,7 @@ def learned(
     kernel_std: float = 0.0,
     smoothness: float = 1.0,
     fast: bool = False,
+    clipped: bool = False,
     weights: Weights | None = None,
 ) -> jax.Array:
     """Restores the sharp image behind a blurry one whose kernel is known.
@@ -89,6 +90,10 @@ def learned(
     ``(R + G + B) / 3``, and the colours remain those of z₀. That is the better of the two on photographs, and the worse where
     edges are of colour alone.
 
+    If highlights were ``clipped``, z₀ is the radiance that :func:`jaxdeblur.classical.saturated.saturated` finds, in each stage
+    y is what a sensor that never clips would have seen of z_{t−1} (:func:`jaxdeblur.classical.saturated.unclipped`), and the
+    network sees x_t up to white, which is all it knows; what is brighter is kept as it is.
+
     Args:
       blurry: ``[H, W]`` or ``[H, W, C]``, in [0, 1].
       kernel: ``[h, w]``, odd sides, non-negative, summing to one; or ``[R, C, h, w]``, one for each of the parts of the
@@ -99,7 +104,9 @@ def learned(
       smoothness: factor on the prior's weight, which is ``σ²`` here: z₀'s prior weighs so much more, and ``σ`` is taken to be
         ``√smoothness`` times as large.
       fast: takes a third of the time: z₀ by :func:`~jaxdeblur.classical.sparse.sparse_fast`, and one image through the stages
-        instead of three. Measured by experiments/README.md.
+        instead of three. Measured by experiments/README.md. Ignored if ``clipped``.
+      clipped: whether pixels may have been clipped; the channels of a colour image then go through the stages one by one, as
+        they are clipped.
       weights: as of :func:`load_weights`, which are taken if left out.
 
     Returns:
@@ -111,17 +118,18 @@ def learned(
     chex.assert_scalar_non_negative(kernel_std)
     chex.assert_scalar_positive(smoothness)
     weight = smoothness * sparse.weight_for_noise(noise_std)
-    start = (sparse.sparse_fast if fast else sparse.sparse)(blurry, kernel, weight=weight)
+    first = saturated.saturated if clipped else sparse.sparse_fast if fast else sparse.sparse
+    start = first(blurry, kernel, weight=weight)
     effective = effective_noise_std(noise_std, kernel_std)
     share = (effective_noise_std(noise_std) / effective) ** 2
     known = weights or load_weights()
 
     def improved(start: jax.Array, blurry: jax.Array) -> jax.Array:
-        return improve(start, blurry, kernel, smoothness**0.5 * effective, known)
+        return improve(start, blurry, kernel, smoothness**0.5 * effective, known, clipped=clipped)
 
     if blurry.ndim == 2:
         final = improved(start, blurry)
-    elif fast:
+    elif fast and not clipped:
         grey = start.mean(-1)
         final = start + (improved(grey, blurry.mean(-1)) - grey)[..., None]
     else:  # one after the other: the network's features take more memory than all else
@@ -130,7 +138,13 @@ def learned(
 
 
 def stages(
-    start: jax.Array, blurry: jax.Array, kernel: jax.Array, noise_std: jax.Array | float, weights: Weights
+    start: jax.Array,
+    blurry: jax.Array,
+    kernel: jax.Array,
+    noise_std: jax.Array | float,
+    weights: Weights,
+    *,
+    clipped: bool = False,
 ) -> list[jax.Array]:
     """What each stage of :func:`learned` gives: z₁, z₂, …
 
@@ -140,50 +154,62 @@ def stages(
       kernel: ``[h, w]`` or ``[R, C, h, w]``.
       noise_std: ``σ``, positive.
       weights: of the network and the stages.
+      clipped: whether pixels of ``blurry`` may have been clipped.
 
     Returns:
       One image of the shape of ``start`` for each stage.
     """
-    solve = data_step(blurry, kernel, (start.shape[-2], start.shape[-1]))
+    solve = data_step(kernel, (start.shape[-2], start.shape[-1]))
     images = [start]
     for std, power, pull in zip(*(weights[name] for name in ("stage_std", "stage_power", "stage_pull")), strict=True):
         level = std * (noise_std / _REFERENCE_STD) ** power
-        images.append(denoise(solve(images[-1], pull * (noise_std / level) ** 2), level, weights))
+        observed = saturated.unclipped(blurry, images[-1], kernel) if clipped else blurry
+        solved = solve(observed, images[-1], pull * (noise_std / level) ** 2)
+        if clipped:
+            white = jnp.minimum(solved, 1.0)
+            images.append(solved + (denoise(white, level, weights) - white))
+        else:
+            images.append(denoise(solved, level, weights))
     return images[1:]
 
 
-@reproducible_jit
+@functools.partial(reproducible_jit, static_argnames="clipped")
 def improve(
-    start: jax.Array, blurry: jax.Array, kernel: jax.Array, noise_std: jax.Array | float, weights: Weights
+    start: jax.Array,
+    blurry: jax.Array,
+    kernel: jax.Array,
+    noise_std: jax.Array | float,
+    weights: Weights,
+    *,
+    clipped: bool = False,
 ) -> jax.Array:
     """The last of :func:`stages`, for ``start [H+h-1, W+w-1]`` and ``blurry [H, W]`` or both with channels ``C`` at the end."""
     image, observed = (array[None] if array.ndim == 2 else jnp.moveaxis(array, -1, 0) for array in (start, blurry))
-    final = stages(image, observed, kernel, noise_std, weights)[-1]
+    final = stages(image, observed, kernel, noise_std, weights, clipped=clipped)[-1]
     return final[0] if start.ndim == 2 else jnp.moveaxis(final, 0, -1)
 
 
 def data_step(
-    blurry: jax.Array, kernel: jax.Array, support: tuple[int, int], num_cg_steps: int = NUM_CG_STEPS
-) -> Callable[[jax.Array, jax.Array | float], jax.Array]:
+    kernel: jax.Array, support: tuple[int, int], num_cg_steps: int = NUM_CG_STEPS
+) -> Callable[[jax.Array, jax.Array, jax.Array | float], jax.Array]:
     """The solver of ``(AᵀA + ρ) x = Aᵀy + ρ z``, A the blur on the valid support.
 
     Conjugate gradients from z, preconditioned with the inverse ``1 / (|K|² + ρ)`` of what the matrix would be if the image
     went round: the two differ at the border alone, so that a few steps do. Where the kernel varies, ``|K|²`` is its mean.
 
     Args:
-      blurry: y, ``[C, H, W]``.
       kernel: ``[h, w]`` or ``[R, C, h, w]``.
       support: ``(H+h-1, W+w-1)``.
       num_cg_steps: 1 or more.
 
     Returns:
-      A function from z ``[C, H+h-1, W+w-1]`` and ρ > 0 to x, of the shape of z.
+      A function from y ``[C, H, W]``, z ``[C, H+h-1, W+w-1]`` and ρ > 0 to x, of the shape of z.
     """
     forward, adjoint = filter_flow.blur_operator(kernel, support)
     shape = blur.fast_shape(support)
     power = filter_flow.mean_power(kernel, shape)
 
-    def solve(image: jax.Array, pull: jax.Array | float) -> jax.Array:
+    def solve(blurry: jax.Array, image: jax.Array, pull: jax.Array | float) -> jax.Array:
         def precondition(residual: jax.Array) -> jax.Array:
             spectrum = jnp.fft.rfft2(residual, shape) / (power + pull)
             return jnp.fft.irfft2(spectrum, shape)[..., : support[0], : support[1]]

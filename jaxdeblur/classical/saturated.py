@@ -12,6 +12,7 @@ deconvolution" (ICCV 2011), https://doi.org/10.1109/ICCV.2011.6126280 (the outli
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import chex
@@ -31,12 +32,16 @@ from jaxdeblur.operators.filter_flow import kernels_of_part
 _SHARPNESS = 200.0
 _INLIER_SHARE = 0.9
 _NEGATIVE_WEIGHT = 0.1
+# Pixels this bright may be clipped ones; below 1, for what noise and compression take off them.
+CLIPPED_FROM = 0.95
+# How far from the prediction a pixel near a clipped one may lie, as a deviation in [0, 1] units.
+_OUTLIER_STD = 0.06
 # A pixel lends another one light if it gives it more than this share of its own: more than an FFT's rounding, less than what
 # would show of a highlight.
 _SMALLEST_SHARE = 1e-3
-# White paper that a linear method restores leaves less than this unexplained around it, saturated
-# highlights leave more. Measured.
-_LARGEST_MISFIT_OF_WHITE = 0.012
+# White paper that a linear method restores leaves less than this unexplained around it, saturated highlights leave more.
+# Measured.
+LARGEST_MISFIT_OF_WHITE = 0.012
 # Beyond this the exponential of an outlier's residual is infinite for every purpose but float32's.
 _LARGEST_EXPONENT = 60.0
 
@@ -48,8 +53,8 @@ def saturated(
     *,
     weight: jax.Array | float = 1e-4,
     exponent: float = 0.8,
-    clipped_from: jax.Array | float = 0.95,
-    outlier_std: jax.Array | float = 0.06,
+    clipped_from: jax.Array | float = CLIPPED_FROM,
+    outlier_std: jax.Array | float = _OUTLIER_STD,
     num_reweightings: int = 16,
     num_cg_steps: int = 40,
 ) -> jax.Array:
@@ -76,7 +81,7 @@ def saturated(
       kernel: ``[h, w]``, odd sides, non-negative, summing to one; or ``[R, C, h, w]``, as there.
       weight: of the prior, see :func:`jaxdeblur.classical.sparse.weight_for_noise`.
       exponent: ``α`` of the prior, in (0, 2].
-      clipped_from: pixels this bright may be clipped ones; below 1, for what noise and compression take off them.
+      clipped_from: pixels this bright may be clipped ones.
       outlier_std: ``σ``, how far from the prediction a pixel near a clipped one may lie, in [0, 1] units.
       num_reweightings: rounds after the first, where something is clipped.
       num_cg_steps: conjugate-gradient steps of each round.
@@ -97,31 +102,83 @@ def saturated(
         raise InputError(f"num_reweightings and num_cg_steps must be 1 or more, got {num_reweightings} and {num_cg_steps}")
     channels = blurry[None] if blurry.ndim == 2 else jnp.moveaxis(blurry, -1, 0)
     start = blur.pad_to_latent(channels, (kernel.shape[-2], kernel.shape[-1]))
-    forward, adjoint = filter_flow.blur_operator(kernel, (start.shape[-2], start.shape[-1]))
-
-    clipped = channels >= clipped_from
-    lighting = adjoint(clipped.astype(jnp.float32)) > _SMALLEST_SHARE
-    lit = forward(lighting.astype(jnp.float32)) > _SMALLEST_SHARE
+    seen = _Clipping.of(channels, kernel, (start.shape[-2], start.shape[-1]), clipped_from, outlier_std)
 
     def solve(image: jax.Array, prior: list[jax.Array], data: jax.Array, negative: jax.Array) -> jax.Array:
         def normal(candidate: jax.Array) -> jax.Array:
-            return adjoint(data * forward(candidate)) + weight * sparse.prior_gradient(candidate, prior) + negative * candidate
+            fitted = seen.adjoint(data * seen.forward(candidate))
+            return fitted + weight * sparse.prior_gradient(candidate, prior) + negative * candidate
 
-        return cg(normal, adjoint(data * channels), x0=image, tol=1e-5, maxiter=num_cg_steps)[0]
-
-    def data_weights(image: jax.Array) -> jax.Array:
-        predicted = forward(image)
-        inlier = inlier_probability(predicted - channels, outlier_std)
-        return jnp.where(clipped, response_slope(predicted) ** 2, jnp.where(lit, inlier, 1.0))
+        return cg(normal, seen.adjoint(data * channels), x0=image, tol=1e-5, maxiter=num_cg_steps)[0]
 
     def improve(_: int, image: jax.Array) -> jax.Array:
-        negative = jnp.where(lighting & (image < 0.0), _NEGATIVE_WEIGHT, 0.0)
-        return solve(image, sparse.prior_weights(image, exponent), data_weights(image), negative)
+        negative = jnp.where(seen.lighting & (image < 0.0), _NEGATIVE_WEIGHT, 0.0)
+        return solve(image, sparse.prior_weights(image, exponent), seen.weights(seen.forward(image)), negative)
 
-    first = solve(start, sparse.flat_weights(start), 1.0 - clipped.astype(jnp.float32), jnp.zeros_like(start))
-    rounds = jnp.where(clipped.any(), num_reweightings, min(num_reweightings, sparse.NUM_REWEIGHTINGS))
+    first = solve(start, sparse.flat_weights(start), 1.0 - seen.clipped.astype(jnp.float32), jnp.zeros_like(start))
+    rounds = jnp.where(seen.clipped.any(), num_reweightings, min(num_reweightings, sparse.NUM_REWEIGHTINGS))
     restored = jax.lax.fori_loop(0, rounds, improve, first)
     return restored[0] if blurry.ndim == 2 else jnp.moveaxis(restored, 0, -1)
+
+
+def unclipped(blurry: jax.Array, image: jax.Array, kernel: jax.Array) -> jax.Array:
+    """What a sensor that never clips would have seen: ``w y + (1 − w) k * x``, w being the data's weights in :func:`saturated`.
+
+    Args:
+      blurry: y, ``[C, H, W]`` in [0, 1], clipped at 1.
+      image: x, the radiance ``[C, H+h-1, W+w-1]``.
+      kernel: ``[h, w]`` or ``[R, C, h, w]``.
+
+    Returns:
+      The shape of ``blurry``; y itself where nothing was clipped.
+    """
+    seen = _Clipping.of(blurry, kernel, (image.shape[-2], image.shape[-1]))
+    predicted = seen.forward(image)
+    weights = seen.weights(predicted)
+    return weights * blurry + (1.0 - weights) * predicted
+
+
+@dataclasses.dataclass(frozen=True)
+class _Clipping:
+    """Which pixels of a blurry image are clipped, and which share light with those.
+
+    Attributes:
+      observed: ``[C, H, W]``.
+      forward: the blur.
+      adjoint: its adjoint.
+      clipped: ``[C, H, W]``.
+      lighting: ``[C, H+h-1, W+w-1]``: what gives a clipped pixel light.
+      lit: ``[C, H, W]``: what gets light from there.
+      outlier_std: σ.
+    """
+
+    observed: jax.Array
+    forward: blur.Operator
+    adjoint: blur.Operator
+    clipped: jax.Array
+    lighting: jax.Array
+    lit: jax.Array
+    outlier_std: jax.Array | float
+
+    @classmethod
+    def of(
+        cls,
+        observed: jax.Array,
+        kernel: jax.Array,
+        support: tuple[int, int],
+        clipped_from: jax.Array | float = CLIPPED_FROM,
+        outlier_std: jax.Array | float = _OUTLIER_STD,
+    ) -> _Clipping:
+        forward, adjoint = filter_flow.blur_operator(kernel, support)
+        clipped = observed >= clipped_from
+        lighting = adjoint(clipped.astype(jnp.float32)) > _SMALLEST_SHARE
+        lit = forward(lighting.astype(jnp.float32)) > _SMALLEST_SHARE
+        return cls(observed, forward, adjoint, clipped, lighting, lit, outlier_std)
+
+    def weights(self, predicted: jax.Array) -> jax.Array:
+        """w for a prediction u, ``[C, H, W]`` in [0, 1]."""
+        inlier = inlier_probability(predicted - self.observed, self.outlier_std)
+        return jnp.where(self.clipped, response_slope(predicted) ** 2, jnp.where(self.lit, inlier, 1.0))
 
 
 def misfit_by_clipping(
@@ -167,28 +224,20 @@ def _errors_by_clipping(
     """The sum of squares of :func:`misfit_by_clipping` and of how many pixels it is; the kernel is that of those pixels."""
     observed, candidate = (image[None] if image.ndim == 2 else jnp.moveaxis(image, -1, 0) for image in (blurry, restored))
     h, w = kernel.shape[-2:]
-    forward, adjoint = filter_flow.blur_operator(kernel, (observed.shape[-2], observed.shape[-1]))
-    observed = blur.crop_to_blurry(observed, (h, w))
-    lighting = adjoint((observed >= clipped_from).astype(jnp.float32)) > _SMALLEST_SHARE
-    lit = forward(lighting.astype(jnp.float32)) > _SMALLEST_SHARE
-    errors = jnp.where(lit, forward(jnp.clip(candidate, 0.0, 1.0)) - observed, 0.0)
-    return jnp.sum(errors**2), lit.sum()
+    seen = _Clipping.of(blur.crop_to_blurry(observed, (h, w)), kernel, (observed.shape[-2], observed.shape[-1]), clipped_from)
+    errors = jnp.where(seen.lit, seen.forward(jnp.clip(candidate, 0.0, 1.0)) - seen.observed, 0.0)
+    return jnp.sum(errors**2), seen.lit.sum()
 
 
-def highlights_are_unexplained(
-    blurry: np.ndarray, restored: np.ndarray, kernel: np.ndarray, *, noise_std: float, tile_side: int = 1280
-) -> bool:
-    """Whether an image has highlights that a linear method's restoration does not explain.
+def is_unexplained(misfit: float, *, noise_std: float, largest: float = LARGEST_MISFIT_OF_WHITE) -> bool:
+    """Whether a :func:`misfit_by_clipping` is that of highlights which a linear method does not explain.
 
     Args:
-      blurry: ``[H, W]`` or ``[H, W, C]``, in [0, 1].
-      restored: the same shape, before it is clipped.
-      kernel: ``[h, w]``, odd sides; or ``[R, C, h, w]``, one for each of the parts of the image.
+      misfit: in [0, 1] units.
       noise_std: of the image, in [0, 1] units.
-      tile_side: as of :func:`misfit_by_clipping`.
+      largest: that of white which is just white, where there is little noise.
     """
-    misfit = misfit_by_clipping(blurry, restored, kernel, tile_side=tile_side)
-    return misfit > max(_LARGEST_MISFIT_OF_WHITE, 2 * noise_std)
+    return misfit > max(largest, 2 * noise_std)
 
 
 def response_slope(radiance: jax.Array) -> jax.Array:

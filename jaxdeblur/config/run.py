@@ -39,8 +39,8 @@ class Config:
       num_restarts: independent fits of the deep prior, in one program.
       teacher: the pre-trained network that loss terms or the final image use, or None.
       final: where the final image comes from. ``generator``: the deep prior's image. ``teacher``: the pre-trained network's
-        alone. ``learned``, ``sparse``, ``hyper_laplacian``, ``saturated`` (for clipped highlights): that non-blind method with
-        the estimated kernel. ``auto``: ``learned``, or ``saturated`` where highlights ask for it.
+        alone. ``learned``, ``sparse``, ``hyper_laplacian``, ``saturated`` (``learned`` for clipped highlights): that non-blind
+        method with the estimated kernel. ``auto``: ``learned``, or ``saturated`` where highlights ask for it.
       nonblind: settings of the non-blind step.
       num_posterior_samples: samples of the fitted image generator (under the noise and dropout of the last step) of which mean
         and standard deviation are taken; 0 for none.

@@ -22,7 +22,7 @@ from jaxdeblur.classical.initialiser import (
 )
 from jaxdeblur.classical.judge import ranked
 from jaxdeblur.classical.noise import noise_std as estimate_noise_std
-from jaxdeblur.classical.saturated import highlights_are_unexplained
+from jaxdeblur.classical.saturated import is_unexplained, misfit_by_clipping
 from jaxdeblur.classical.shake import ShakeEstimate, estimate_shake
 from jaxdeblur.config import HIGHLIGHTS_PHASE, WITHOUT_CLIPPED, Config, FitConfig, InitialiserConfig, KernelLogitsConfig
 from jaxdeblur.errors import InputError
@@ -42,6 +42,9 @@ from jaxdeblur.presets import PRESETS
 
 # A share of values far outside [0, 1] that no sound restoration should have; not calibrated yet.
 _LARGEST_OVERSHOOT = 0.05
+# A linear image that leaves more than this of the highlights unexplained is made again with clipping in the model, which loses
+# nothing where it was not needed: a lower bar than that for another estimate of the kernel. Measured on `tune`.
+_LARGEST_LINEAR_MISFIT = 0.008
 # Kernels that were varied from one another give images that are alike: no more of one kind are tried.
 _MOST_OF_A_KIND, _MOST_TRIED = 2, 4
 # Pixels this bright may be clipped ones, but for noise. A grey image may be the luma of a colour one, in which channels were
@@ -273,14 +276,14 @@ def _looks(case: Case, window: tuple[slice, slice], progress: Progress | None) -
     scene, name = case.scene, next(iter(case.kernels))
     kernel = case.restoring_kernel(name)
     seen = dataclasses.replace(scene, blurry=scene.blurry[window], grey=scene.grey[window])
-    restored, method = _restore(seen, kernel, progress)
+    restored, method, misfit = _restore(seen, kernel, progress)
     if seen.grey.shape == scene.grey.shape:
         case.restored = {name: (restored, method)}
     if finish.overshoot(restored, method) > _LARGEST_OVERSHOOT:
         return False, False
-    if scene.config.final not in finish.METHODS:
-        return True, method != "saturated"  # the method was chosen by that
-    return True, not _highlights_are_unexplained(seen, restored, kernel)
+    if misfit is None:
+        misfit = _misfit(seen, restored, kernel)
+    return True, not is_unexplained(misfit, noise_std=scene.noise_std)
 
 
 def _leads_without_clipped(case: Case, window: tuple[slice, slice], progress: Progress | None) -> bool:
@@ -344,7 +347,7 @@ def _is_plausible(case: Case, progress: Progress | None) -> bool:
     """Whether the best kernel gives a plausible image, which is kept for the last step."""
     name = next(iter(case.kernels))
     if name not in case.restored:
-        case.restored = {name: _restore(case.scene, case.restoring_kernel(name), progress)}
+        case.restored = {name: _restore(case.scene, case.restoring_kernel(name), progress)[:2]}
     return finish.overshoot(*case.restored[name]) <= _LARGEST_OVERSHOOT
 
 
@@ -462,7 +465,7 @@ def _deconvolve(case: Case, scores: Mapping[str, float], progress: Progress | No
     scene, kernels = case.scene, case.kernels
     order = sorted(ranked(scores, scene.initialiser), key=lambda name: name != VARYING)
     for name in _worth_trying(order):
-        restored, method = case.restored.get(name) or _restore(scene, case.restoring_kernel(name), progress)
+        restored, method = case.restored.get(name) or _restore(scene, case.restoring_kernel(name), progress)[:2]
         plausible = finish.overshoot(restored, method) <= _LARGEST_OVERSHOOT
         if plausible or GIVEN in kernels:
             break
@@ -478,8 +481,8 @@ def _deconvolve(case: Case, scores: Mapping[str, float], progress: Progress | No
         )
         return order[0], "input", scene.blurry
     # Where the method was chosen here, these were looked at already.
-    asked = scene.config.final in finish.METHODS
-    if asked and method != "saturated" and _highlights_are_unexplained(scene, restored, case.restoring_kernel(name)):
+    looks = scene.config.final in finish.METHODS and method != "saturated"
+    if looks and is_unexplained(_misfit(scene, restored, case.restoring_kernel(name)), noise_std=scene.noise_std):
         case.warnings.append(
             "the restored image does not explain the saturated highlights; --final=saturated may restore them better"
         )
@@ -493,8 +496,9 @@ def _worth_trying(names: Sequence[str]) -> list[str]:
     return kept[:_MOST_TRIED]
 
 
-def _restore(scene: Scene, kernel: np.ndarray, progress: Progress | None) -> tuple[np.ndarray, str]:
-    """The image by one kernel, not clipped, and the non-blind method that made it."""
+def _restore(scene: Scene, kernel: np.ndarray, progress: Progress | None) -> tuple[np.ndarray, str, float | None]:
+    """The image by one kernel, not clipped, the non-blind method that made it, and the misfit by which that was chosen; None
+    if it was asked for."""
     final = scene.config.final
 
     def by(method: str) -> np.ndarray:
@@ -508,16 +512,16 @@ def _restore(scene: Scene, kernel: np.ndarray, progress: Progress | None) -> tup
         )
 
     if final in finish.METHODS:
-        return by(final), final
+        return by(final), final, None
     restored = by("learned")
-    if _highlights_are_unexplained(scene, restored, kernel):
-        return by("saturated"), "saturated"
-    return restored, "learned"
+    misfit = _misfit(scene, restored, kernel)
+    if is_unexplained(misfit, noise_std=scene.noise_std, largest=_LARGEST_LINEAR_MISFIT):
+        return by("saturated"), "saturated", misfit
+    return restored, "learned", misfit
 
 
-def _highlights_are_unexplained(scene: Scene, restored: np.ndarray, kernel: np.ndarray) -> bool:
-    side = scene.config.nonblind.tile_side
-    return highlights_are_unexplained(scene.blurry, restored, kernel, noise_std=scene.noise_std, tile_side=side)
+def _misfit(scene: Scene, restored: np.ndarray, kernel: np.ndarray) -> float:
+    return misfit_by_clipping(scene.blurry, restored, kernel, tile_side=scene.config.nonblind.tile_side)
 
 
 def _phase(name: str, progress: Progress | None) -> Callable[[int, int], None] | None:

@@ -127,6 +127,20 @@ def test_highlights_ring_less_when_clipping_is_in_the_model():
     assert psnr(aware, sharp) > psnr(plain, sharp) + 3.0
 
 
+@pytest.mark.slow
+def test_tiles_without_highlights_are_restored_as_by_the_method_without_clipping():
+    known = scene(side=300)
+    blurry = 0.9 * known.blurry[:, :128]
+    assert blurry.max() < 0.95
+    blurry[280:283, 60:70] = 1.0
+    linear, aware = (
+        finish.restore(blurry, known.kernel, method, TILED, noise_std=NOISE_STD) for method in ("learned", "saturated")
+    )
+    # The first of two tiles, before the second fades in.
+    np.testing.assert_array_equal(aware[:64], linear[:64])
+    assert np.abs(aware[250:] - linear[250:]).max() > 0.01
+
+
 def test_an_unknown_method_is_refused_by_name():
     known = scene()
     with pytest.raises(InputError, match="'wiener': choose from hyper_laplacian, learned, sparse, saturated"):

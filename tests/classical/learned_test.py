@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdeblur.classical import learned, sparse
+from jaxdeblur.classical import learned, saturated, sparse
 from jaxdeblur.evaluation.metrics import psnr
 from jaxdeblur.operators.blur import latent_shape
 from tests.scenes import scene
@@ -57,6 +57,26 @@ def test_the_fast_way_is_as_good_and_gives_the_same_bytes(noisy, colour):
     assert psnr(cropped(first, kernel), sharp) > psnr(cropped(usual, kernel), sharp) - 0.1
 
 
+def test_clipped_highlights_come_out_better_than_with_the_sparse_prior(noisy):
+    known, _, kernel = noisy
+    light = np.zeros_like(known.sharp)
+    light[30:34, 40:44] = light[70:72, 60:68] = 8.0
+    margins = [(side // 2, side // 2) for side in kernel.shape]
+    radiance = np.pad(0.8 * known.sharp + light, margins, mode="edge")
+    blurred = np.clip(learned.blur.blur_valid(jnp.asarray(radiance, jnp.float32), kernel), 0.0, 1.0)
+    blurry = jnp.clip(blurred + np.random.default_rng(8).normal(0.0, NOISE_STD, blurred.shape), 0.0, 1.0)
+    sharp = np.clip(0.8 * known.sharp + light, 0.0, 1.0)
+    assert np.mean(blurry >= 1.0) > 0.001
+
+    found = learned.learned(blurry, kernel, noise_std=NOISE_STD, clipped=True)
+    plain = saturated.saturated(blurry, kernel, weight=sparse.weight_for_noise(NOISE_STD))
+    linear = learned.learned(blurry, kernel, noise_std=NOISE_STD)
+    aware, sparse_aware, unaware = (psnr(np.clip(cropped(whole, kernel), 0.0, 1.0), sharp) for whole in (found, plain, linear))
+    assert aware > sparse_aware + 0.1
+    assert aware > unaware + 1.5
+    assert np.asarray(found).max() > 2.0  # highlights keep their light
+
+
 def test_a_kernel_that_is_not_trusted_leaves_it_to_the_sparse_prior(noisy):
     _, blurry, kernel = noisy
     plain = sparse.sparse(blurry, kernel, weight=sparse.weight_for_noise(0.0))
@@ -70,7 +90,7 @@ def test_the_data_step_solves_its_equation(noisy):
     _, blurry, kernel = noisy
     support = latent_shape(blurry.shape, kernel.shape)
     anchor = jnp.asarray(np.random.default_rng(1).random((1, *support)), jnp.float32)
-    found = learned.data_step(blurry[None], kernel, support, num_cg_steps=40)(anchor, 0.02)
+    found = learned.data_step(kernel, support, num_cg_steps=40)(blurry[None], anchor, 0.02)
     forward, adjoint = learned.blur.valid_blur(kernel, support)
     left = adjoint(forward(found)) + 0.02 * found
     np.testing.assert_allclose(left, adjoint(blurry[None]) + 0.02 * anchor, atol=1e-4)

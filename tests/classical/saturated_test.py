@@ -8,7 +8,13 @@ import pytest
 import scipy.integrate
 import scipy.signal
 
-from jaxdeblur.classical.saturated import inlier_probability, misfit_by_clipping, response_slope, saturated
+from jaxdeblur.classical.saturated import (
+    inlier_probability,
+    misfit_by_clipping,
+    response_slope,
+    saturated,
+    unclipped,
+)
 from jaxdeblur.classical.sparse import sparse, weight_for_noise
 from jaxdeblur.errors import InputError
 from jaxdeblur.evaluation.metrics import psnr
@@ -133,6 +139,19 @@ def test_the_same_call_gives_the_same_bytes():
     blurry, kernel, _, _ = night()
     again = np.asarray(saturated(jnp.asarray(blurry), jnp.asarray(kernel)))
     assert again.tobytes() == whole_night(saturated).tobytes()
+
+
+def test_an_unclipped_sensor_would_have_seen_the_highlights():
+    _, kernel, _, _ = night()
+    radiance = np.maximum(0.35 * scene(side=112).sharp, highlights(112))
+    light = scipy.signal.convolve2d(radiance, kernel, mode="valid").astype(np.float32)
+    blurry = np.clip(light, 0.0, 1.0)
+    assert light.max() > 1.2
+    found = unclipped(jnp.asarray(blurry)[None], jnp.asarray(radiance, jnp.float32)[None], jnp.asarray(kernel))[0]
+    # At white itself the response bends, so that half of what is seen there is believed.
+    np.testing.assert_allclose(found, light, atol=0.02)
+    dim = jnp.asarray(0.9 * blurry)[None]
+    np.testing.assert_array_equal(unclipped(dim, jnp.asarray(radiance, jnp.float32)[None], jnp.asarray(kernel)), dim)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
