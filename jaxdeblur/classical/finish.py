@@ -39,7 +39,7 @@ def restore(
     Args:
       blurry: ``[H, W]`` or ``[H, W, C]`` in [0, 1].
       kernel: ``[h, w]``, odd sides, summing to one; or ``[R, C, h, w]``, one for each of the parts of the image.
-      method: one of :data:`METHODS`; ``saturated``, which is ``learned`` with a sensor that clips, for images with highlights.
+      method: one of :data:`METHODS`; ``saturated``, which is ``learned`` for a sensor that clips, for images with highlights.
       config: weights and the side of a tile.
       noise_std: of the image, in [0, 1] units.
       progress: called with (tiles done, tiles in all).

@@ -36,6 +36,8 @@ _REFERENCE_STD = 0.003
 # Brings inputs and noise levels to about unit size.
 _PIXEL_SCALE, _NOISE_SCALE = 4.0, 20.0
 NUM_CG_STEPS = 5
+# Of the stages' share where highlights were clipped: by night there are points of light, which the network takes for noise.
+_SHARE_BY_NIGHT = 0.5
 # Two times folded by two.
 _STRIDE = 4
 
@@ -92,7 +94,8 @@ def learned(
 
     If highlights were ``clipped``, z₀ is the radiance that :func:`jaxdeblur.classical.saturated.saturated` finds, in each stage
     y is what a sensor that never clips would have seen of z_{t−1} (:func:`jaxdeblur.classical.saturated.unclipped`), and the
-    network sees x_t up to white, which is all it knows; what is brighter is kept as it is.
+    network sees x_t up to white, which is all it knows; what is brighter is kept as it is. Then ``w`` is half of what it is
+    without: stars and lamps are rare in what the network was trained on, and z₀ has them.
 
     Args:
       blurry: ``[H, W]`` or ``[H, W, C]``, in [0, 1].
@@ -121,7 +124,7 @@ def learned(
     first = saturated.saturated if clipped else sparse.sparse_fast if fast else sparse.sparse
     start = first(blurry, kernel, weight=weight)
     effective = effective_noise_std(noise_std, kernel_std)
-    share = (effective_noise_std(noise_std) / effective) ** 2
+    share = (effective_noise_std(noise_std) / effective) ** 2 * (_SHARE_BY_NIGHT if clipped else 1.0)
     known = weights or load_weights()
 
     def improved(start: jax.Array, blurry: jax.Array) -> jax.Array:
