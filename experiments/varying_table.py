@@ -121,6 +121,7 @@ def _run(values: flags.FlagValues) -> None:
     for example in find_examples(values.dataset, pathlib.Path(values.data_dir)):
         if not fnmatch.fnmatch(example.name, values.match) or any(row["name"] == example.name for row in rows):
             continue
+        runtime.clear_compiled_executables()
         blurry, sharp = example.load()
         rows.append(measure(example.name, blurry, sharp, example.load_kernel(), values.blur))
         print(" ".join(f"{name} {rows[-1].get(name, '')}" for name in COLUMNS), flush=True)
