@@ -142,7 +142,7 @@ class NonblindConfig:
     """The non-blind step from a kernel to the final image.
 
     Attributes:
-      sparse_weight: weight of the sparse prior for a noise-free photograph of 8 bits; it grows with the noise, see
+      sparse_weight: weight of the prior of ``sparse`` for a noise-free photograph of 8 bits; it grows with the noise, see
         :func:`jaxdeblur.classical.sparse.weight_for_noise`.
       kernel_std: how far the blurry image that a kernel predicts is taken to be off for the kernel's own faults, in [0, 1]
         units: 0 for one that is exact; see :func:`jaxdeblur.classical.learned.learned`.

@@ -8,13 +8,7 @@ import pytest
 import scipy.integrate
 import scipy.signal
 
-from jaxdeblur.classical.saturated import (
-    inlier_probability,
-    misfit_by_clipping,
-    response_slope,
-    saturated,
-    unclipped,
-)
+from jaxdeblur.classical.saturated import inlier_probability, misfit_by_clipping, response_slope, saturated, unclipped
 from jaxdeblur.classical.sparse import sparse, weight_for_noise
 from jaxdeblur.errors import InputError
 from jaxdeblur.evaluation.metrics import psnr
