@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -13,7 +13,7 @@ from jaxdeblur.classical import learned as ln
 from jaxdeblur.classical import saturated as sat
 from jaxdeblur.classical import sparse as sp
 from jaxdeblur.classical.compiled import side_by_side
-from jaxdeblur.classical.tiles import fade, tight, tiles_of
+from jaxdeblur.classical.tiles import Tile, fade, tight, tiles_of
 from jaxdeblur.config import NonblindConfig
 from jaxdeblur.errors import InputError
 from jaxdeblur.operators.filter_flow import kernels_of_part
@@ -23,6 +23,9 @@ METHODS = ("hyper_laplacian", "learned", "sparse", "saturated")
 _TILES_AT_ONCE = 2
 # Those that take a kernel for each part of the image.
 VARYING = METHODS[1:]
+# A linear image that leaves more than this of the highlights unexplained is made again with clipping in the model: a lower bar
+# than that for another estimate of the kernel, which takes longer. Measured on `tune`: of two images in between none lost.
+_LARGEST_LINEAR_MISFIT = 0.008
 
 
 def restore(
@@ -54,53 +57,114 @@ def restore(
         raise InputError(f"unknown non-blind method {method!r}: choose from {', '.join(METHODS)}")
     if method not in VARYING and kernel.ndim == 4:
         raise InputError(f"{method} takes one kernel for the whole image: choose from {', '.join(VARYING)}")
+    job = _Job.of(blurry, kernel, config, noise_std)
+    return job.in_tiles(lambda tile: job.tile(tile, method), progress)
 
-    # In tiles it takes minutes.
-    fast = max(blurry.shape[:2]) > config.tile_side
-    if fast:  # every pixel of the kernel's support costs, whether it has mass or not
-        kernel = tight(kernel)
-    # Beyond about two kernels' width a pixel has no say any more.
-    overlap = 2 * max(kernel.shape[-2:])
-    tiles = tiles_of(blurry.shape[:2], config.tile_side, overlap)
-    kernel_std = config.kernel_std if kernel.ndim == 2 else config.varying_kernel_std
 
-    def one(tile: jax.Array, kernel: jax.Array, clipped: bool) -> jax.Array:
+def restore_as_needed(
+    blurry: np.ndarray,
+    kernel: np.ndarray,
+    config: NonblindConfig,
+    *,
+    noise_std: float,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[np.ndarray, str, float]:
+    """:func:`restore` by ``learned``, and by ``saturated`` those tiles in which that leaves highlights unexplained.
+
+    Args:
+      blurry: as of ``restore``.
+      kernel: likewise.
+      config: likewise.
+      noise_std: likewise.
+      progress: likewise.
+
+    Returns:
+      The image; ``saturated`` if it made any tile, else ``learned``; and what ``learned`` leaves unexplained of the highlights
+      of all, as :func:`jaxdeblur.classical.saturated.misfit_by_clipping` has it.
+    """
+    job = _Job.of(blurry, kernel, config, noise_std)
+    errors: list[tuple[float, float]] = []
+    again: list[Tile] = []
+
+    def restored_tile(tile: Tile) -> np.ndarray:
+        linear = job.tile(tile, "learned")
+        own = sat.errors_by_clipping(blurry[tile], linear, job.kernel_of(tile))
+        errors.append(own)
+        if not sat.is_unexplained(sat.root_mean_square([own]), noise_std=noise_std, largest=_LARGEST_LINEAR_MISFIT):
+            return linear
+        again.append(tile)
+        return job.tile(tile, "saturated")
+
+    restored = job.in_tiles(restored_tile, progress)
+    return restored, "saturated" if again else "learned", sat.root_mean_square(errors)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """An image to be restored, in tiles.
+
+    Attributes:
+      blurry: ``[H, W]`` or ``[H, W, C]``.
+      kernel: ``[h, w]`` or ``[R, C, h, w]``.
+      config: as of :func:`restore`.
+      noise_std: likewise.
+      fast: whether all of it would take minutes.
+    """
+
+    blurry: np.ndarray
+    kernel: np.ndarray
+    config: NonblindConfig
+    noise_std: float
+    fast: bool
+
+    @classmethod
+    def of(cls, blurry: np.ndarray, kernel: np.ndarray, config: NonblindConfig, noise_std: float) -> _Job:
+        fast = max(blurry.shape[:2]) > config.tile_side
+        # Every pixel of the kernel's support costs, whether it has mass or not.
+        return cls(blurry, tight(kernel) if fast else kernel, config, noise_std, fast)
+
+    def kernel_of(self, tile: Tile) -> np.ndarray:
+        return kernels_of_part(self.kernel, self.blurry.shape, tile)
+
+    def tile(self, tile: Tile, method: str) -> np.ndarray:
+        """What one of :data:`METHODS` makes of a tile, of its shape."""
+        config, observed, kernel = self.config, jnp.asarray(self.blurry[tile]), jnp.asarray(self.kernel_of(tile))
         if method == "hyper_laplacian":
-            weight = config.smoothness * kf.weight_for_noise(noise_std)
-            return kf.hyper_laplacian(tile, kernel, weight=weight)
+            weight = config.smoothness * kf.weight_for_noise(self.noise_std)
+            return np.asarray(kf.hyper_laplacian(observed, kernel, weight=weight))
         if method == "sparse":
-            weight = config.smoothness * sp.weight_for_noise(noise_std, base=config.sparse_weight)
-            whole = sp.sparse(tile, kernel, weight=weight)
+            weight = config.smoothness * sp.weight_for_noise(self.noise_std, base=config.sparse_weight)
+            whole = sp.sparse(observed, kernel, weight=weight)
         else:
             whole = ln.learned(
-                tile,
+                observed,
                 kernel,
-                noise_std=noise_std,
-                kernel_std=kernel_std,
+                noise_std=self.noise_std,
+                kernel_std=config.kernel_std if kernel.ndim == 2 else config.varying_kernel_std,
                 smoothness=config.smoothness,
-                fast=fast,
-                clipped=clipped,
+                fast=self.fast,
+                clipped=method == "saturated" and bool(self.blurry[tile].max() >= sat.CLIPPED_FROM),
             )
-        (h, w), (rows, columns) = kernel.shape[-2:], tile.shape[:2]
-        return whole[h // 2 : h // 2 + rows, w // 2 : w // 2 + columns]
+        (h, w), (rows, columns) = kernel.shape[-2:], observed.shape[:2]
+        return np.asarray(whole[h // 2 : h // 2 + rows, w // 2 : w // 2 + columns])
 
-    total = np.zeros(blurry.shape, np.float32)
-    weights = np.zeros(blurry.shape[:2] + (1,) * (blurry.ndim - 2), np.float32)
-
-    def restored_tile(tile: tuple[slice, slice]) -> np.ndarray:
-        own = kernels_of_part(kernel, blurry.shape, tile)
-        clipped = method == "saturated" and bool(blurry[tile].max() >= sat.CLIPPED_FROM)
-        return np.asarray(one(jnp.asarray(blurry[tile]), jnp.asarray(own), clipped))
-
-    pixels = side_by_side(restored_tile, tiles, at_once=_TILES_AT_ONCE)
-    for done, ((rows, columns), restored) in enumerate(zip(tiles, pixels, strict=True), start=1):
-        window = np.outer(fade(rows, blurry.shape[0], overlap), fade(columns, blurry.shape[1], overlap))
-        window = window.reshape(window.shape + (1,) * (blurry.ndim - 2)).astype(np.float32)
-        total[rows, columns] += window * restored
-        weights[rows, columns] += window
-        if progress is not None:
-            progress(done, len(tiles))
-    return total / weights
+    def in_tiles(self, restored_tile: Callable[[Tile], np.ndarray], progress: Callable[[int, int], None] | None) -> np.ndarray:
+        """The whole image, of tiles that fade into one another."""
+        shape = self.blurry.shape
+        # Beyond about two kernels' width a pixel has no say any more.
+        overlap = 2 * max(self.kernel.shape[-2:])
+        tiles = tiles_of(shape, self.config.tile_side, overlap)
+        total = np.zeros(shape, np.float32)
+        weights = np.zeros(shape[:2] + (1,) * (len(shape) - 2), np.float32)
+        pixels = side_by_side(restored_tile, tiles, at_once=_TILES_AT_ONCE)
+        for done, ((rows, columns), restored) in enumerate(zip(tiles, pixels, strict=True), start=1):
+            window = np.outer(fade(rows, shape[0], overlap), fade(columns, shape[1], overlap))
+            window = window.reshape(window.shape + (1,) * (len(shape) - 2)).astype(np.float32)
+            total[rows, columns] += window * restored
+            weights[rows, columns] += window
+            if progress is not None:
+                progress(done, len(tiles))
+        return total / weights
 
 
 def blend(blurry: np.ndarray, restored: np.ndarray, amount: float) -> np.ndarray:

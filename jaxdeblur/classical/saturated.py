@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+from collections.abc import Iterable
 
 import chex
 import jax
@@ -34,6 +36,7 @@ _INLIER_SHARE = 0.9
 _NEGATIVE_WEIGHT = 0.1
 # Pixels this bright may be clipped ones; below 1, for what noise and compression take off them.
 CLIPPED_FROM = 0.95
+NUM_REWEIGHTINGS, NUM_CG_STEPS = 16, 40
 # How far from the prediction a pixel near a clipped one may lie, as a deviation in [0, 1] units.
 _OUTLIER_STD = 0.06
 # A pixel lends another one light if it gives it more than this share of its own: more than an FFT's rounding, less than what
@@ -55,8 +58,8 @@ def saturated(
     exponent: float = 0.8,
     clipped_from: jax.Array | float = CLIPPED_FROM,
     outlier_std: jax.Array | float = _OUTLIER_STD,
-    num_reweightings: int = 16,
-    num_cg_steps: int = 40,
+    num_reweightings: int = NUM_REWEIGHTINGS,
+    num_cg_steps: int = NUM_CG_STEPS,
 ) -> jax.Array:
     """Restores the sharp image behind a blurry, partly clipped one whose kernel is known.
 
@@ -202,26 +205,37 @@ def misfit_by_clipping(
     """
     chex.assert_rank(blurry, {2, 3})
     chex.assert_equal_shape([blurry, restored])
-    total, count = 0.0, 0.0
-    for tile in tiles_of(blurry.shape, tile_side, 2 * max(kernel.shape[-2:])):
-        if blurry[tile].max() < clipped_from:
-            continue
-        # Of the tile's pixels those are predicted that see none but its own.
-        (h, w), (rows, columns) = kernel.shape[-2:], blurry[tile].shape[:2]
-        seen = (slice(h // 2, rows - h // 2), slice(w // 2, columns - w // 2))
-        own = kernels_of_part(kernels_of_part(kernel, blurry.shape, tile), (rows, columns), seen)
-        errors, lit = _errors_by_clipping(
-            jnp.asarray(blurry[tile]), jnp.asarray(restored[tile]), jnp.asarray(own), clipped_from
-        )
-        total, count = total + float(errors), count + float(lit)
-    return float(np.sqrt(total / max(count, 1.0)))
+    return root_mean_square(
+        errors_by_clipping(blurry[tile], restored[tile], kernels_of_part(kernel, blurry.shape, tile), clipped_from=clipped_from)
+        for tile in tiles_of(blurry.shape, tile_side, 2 * max(kernel.shape[-2:]))
+    )
+
+
+def errors_by_clipping(
+    blurry: np.ndarray, restored: np.ndarray, kernel: np.ndarray, *, clipped_from: float = 0.99
+) -> tuple[float, float]:
+    """The sum of squares of :func:`misfit_by_clipping`, and of how many pixels it is; the arguments are those, of one tile."""
+    if blurry.max() < clipped_from:
+        return 0.0, 0.0
+    # Those pixels are predicted that see none but the tile's own.
+    (h, w), (rows, columns) = kernel.shape[-2:], blurry.shape[:2]
+    seen = (slice(h // 2, rows - h // 2), slice(w // 2, columns - w // 2))
+    own = kernels_of_part(kernel, blurry.shape, seen)
+    errors, count = _errors_by_clipping(jnp.asarray(blurry), jnp.asarray(restored), jnp.asarray(own), clipped_from)
+    return float(errors), float(count)
+
+
+def root_mean_square(sums: Iterable[tuple[float, float]]) -> float:
+    """Of sums of squares, each with how many they are; zero if there are none. In whatever order they come."""
+    squares, counts = zip(*sums, strict=True)
+    return math.sqrt(math.fsum(squares) / max(math.fsum(counts), 1.0))
 
 
 @reproducible_jit
 def _errors_by_clipping(
     blurry: jax.Array, restored: jax.Array, kernel: jax.Array, clipped_from: jax.Array | float
 ) -> tuple[jax.Array, jax.Array]:
-    """The sum of squares of :func:`misfit_by_clipping` and of how many pixels it is; the kernel is that of those pixels."""
+    """As :func:`errors_by_clipping`; the kernel is that of the pixels that are predicted."""
     observed, candidate = (image[None] if image.ndim == 2 else jnp.moveaxis(image, -1, 0) for image in (blurry, restored))
     h, w = kernel.shape[-2:]
     seen = _Clipping.of(blur.crop_to_blurry(observed, (h, w)), kernel, (observed.shape[-2], observed.shape[-1]), clipped_from)

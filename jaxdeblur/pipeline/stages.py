@@ -42,9 +42,6 @@ from jaxdeblur.presets import PRESETS
 
 # A share of values far outside [0, 1] that no sound restoration should have; not calibrated yet.
 _LARGEST_OVERSHOOT = 0.05
-# A linear image that leaves more than this of the highlights unexplained is made again with clipping in the model: a lower bar
-# than that for another estimate of the kernel, which takes longer. Measured on `tune`: of two images in between none lost.
-_LARGEST_LINEAR_MISFIT = 0.008
 # Kernels that were varied from one another give images that are alike: no more of one kind are tried.
 _MOST_OF_A_KIND, _MOST_TRIED = 2, 4
 # Pixels this bright may be clipped ones, but for noise. A grey image may be the luma of a colour one, in which channels were
@@ -499,25 +496,12 @@ def _worth_trying(names: Sequence[str]) -> list[str]:
 def _restore(scene: Scene, kernel: np.ndarray, progress: Progress | None) -> tuple[np.ndarray, str, float | None]:
     """The image by one kernel, not clipped, the non-blind method that made it, and the misfit by which that was chosen; None
     if it was asked for."""
-    final = scene.config.final
-
-    def by(method: str) -> np.ndarray:
-        return finish.restore(
-            scene.blurry,
-            kernel,
-            method,
-            scene.config.nonblind,
-            noise_std=scene.noise_std,
-            progress=_phase("final image", progress),
-        )
-
+    final, nonblind = scene.config.final, scene.config.nonblind
+    tell = _phase("final image", progress)
     if final in finish.METHODS:
-        return by(final), final, None
-    restored = by("learned")
-    misfit = _misfit(scene, restored, kernel)
-    if is_unexplained(misfit, noise_std=scene.noise_std, largest=_LARGEST_LINEAR_MISFIT):
-        return by("saturated"), "saturated", misfit
-    return restored, "learned", misfit
+        restored = finish.restore(scene.blurry, kernel, final, nonblind, noise_std=scene.noise_std, progress=tell)
+        return restored, final, None
+    return finish.restore_as_needed(scene.blurry, kernel, nonblind, noise_std=scene.noise_std, progress=tell)
 
 
 def _misfit(scene: Scene, restored: np.ndarray, kernel: np.ndarray) -> float:

@@ -141,6 +141,34 @@ def test_tiles_without_highlights_are_restored_as_by_the_method_without_clipping
     assert np.abs(aware[250:] - linear[250:]).max() > 0.01
 
 
+@pytest.mark.parametrize(("light", "method"), [(8.0, "saturated"), (1.0, "learned")])
+def test_only_tiles_with_highlights_that_a_linear_image_leaves_unexplained_are_made_again(monkeypatch, light, method):
+    known = scene(side=300)
+    radiance = 0.4 * known.sharp[:, :128]
+    radiance[10:40, 30:60] = 1.0  # in the first tile nothing is brighter than white
+    radiance[270:276, 60:66] = light
+    blurry = np.clip(scipy.signal.convolve2d(radiance, known.kernel, mode="same"), 0.0, 1.0).astype(np.float32)
+    overlap = 2 * max(tiles.tight(known.kernel).shape)
+    first, second = (rows.start for rows, _ in tiles.tiles_of(blurry.shape, TILED.tile_side, overlap))
+    made = []
+
+    def restored(tile, kernel, *, clipped, **_):
+        """The sharp tile, up to white if it is a linear one; its pixels tell which tile it is."""
+        (top,) = (top for top in (first, second) if np.array_equal(blurry[top:][: tile.shape[0]], tile))
+        made.append((top, clipped))
+        sharp = radiance[top:][: tile.shape[0]]
+        half = kernel.shape[0] // 2
+        return jnp.asarray(np.pad(sharp if clipped else np.clip(sharp, 0.0, 1.0), half))
+
+    monkeypatch.setattr(finish.ln, "learned", restored)
+    image, name, misfit = finish.restore_as_needed(blurry, known.kernel, TILED, noise_std=0.0)
+    assert name == method
+    again = [top for top, clipped in made if clipped]
+    assert again == ([second] if method == "saturated" else [])
+    assert (misfit > 0.008) == (method == "saturated")
+    assert (image.max() > 1.5) == (method == "saturated")
+
+
 def test_an_unknown_method_is_refused_by_name():
     known = scene()
     with pytest.raises(InputError, match="'wiener': choose from hyper_laplacian, learned, sparse, saturated"):
