@@ -628,6 +628,7 @@ class TestRealPipeline:
                 image.crop((60, 0, 188, 112)).save(workplace / f"{name}.png")
         return workplace
 
+    @pytest.mark.slow
     def test_known_kernel_in_a_process_of_its_own(self, corner):
         kernel = ROOT / "experiments" / "sample" / "kernel.png"
         command = [sys.executable, "-m", "jaxdeblur.main", "--image=blurry.png", "--reference=sharp.png", f"--kernel={kernel}"]

@@ -57,7 +57,7 @@ def test_a_share_is_taken_of_the_way(known, spoilt, corrected):
     np.testing.assert_allclose(none, spoilt, atol=5e-3 * spoilt.max())
 
 
-@pytest.mark.parametrize("size", [15, 51])
+@pytest.mark.parametrize("size", [15, pytest.param(51, marks=pytest.mark.slow)])
 def test_kernels_of_any_size_are_taken(known, size):
     kernel = np.pad(known.kernel, (size - 15) // 2)
     found = correction.correct(known.blurry, kernel, noise_std=NOISE_STD)
@@ -65,6 +65,7 @@ def test_kernels_of_any_size_are_taken(known, size):
     assert np.isfinite(found).all()
 
 
+@pytest.mark.slow
 def test_the_packages_weights_fit_the_networks():
     weights, fresh = correction.load_weights(), correction.initial_weights(jax.random.key(0))
     assert {name: value.shape for name, value in weights.items()} == {name: value.shape for name, value in fresh.items()}

@@ -412,6 +412,7 @@ def test_guesses_lead_a_wrong_kernel_and_not_the_right_one(monkeypatch):
     assert all(step < total for step, total in done)
 
 
+@pytest.mark.slow
 def test_a_kernel_to_start_from_takes_the_place_of_guesses(monkeypatch):
     monkeypatch.setattr(initialiser, "_guess", None)
     monkeypatch.setattr(initialiser, "first_kernel_size", lambda _: 11)

@@ -240,6 +240,7 @@ def test_how_well_patches_agree_about_a_turn(still, turned, expected, monkeypatc
     assert shake._agreement(level, known) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_the_evidence_is_the_mean_over_patches():
     image = scipy.ndimage.gaussian_filter(dead_leaves(96, 3), 1.0).astype(np.float32)
     config = dataclasses.replace(QUICK_SHAKE, patch_side=48)

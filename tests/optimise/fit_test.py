@@ -98,6 +98,7 @@ def test_progress_is_called_between_chunks(scene):
     assert all(np.isfinite(metrics["loss"]) for *_, metrics in calls)
 
 
+@pytest.mark.slow
 def test_restarts_together_equal_single_ones(scene):
     together = _fit(scene, num_restarts=2)
     assert together.losses.shape == (2, SMALL.num_iterations)
@@ -245,6 +246,7 @@ class TestSampling:
         first, second = (step.render(program, state, observation).image for _ in range(2))
         np.testing.assert_array_equal(first, second)
 
+    @pytest.mark.slow
     def test_the_schedules_do_not_recompile(self, scene):
         _fit(scene, SAMPLED)
         before = run_chunk._cache_size()

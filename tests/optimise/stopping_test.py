@@ -123,6 +123,7 @@ def test_every_restart_has_its_own_end():
     np.testing.assert_allclose(together.images[0], alone.images[0], atol=5e-3)
 
 
+@pytest.mark.slow
 def test_a_stopped_fit_goes_on_from_its_checkpoint_to_the_same_end(tmp_path):
     class Interrupted(Exception):
         pass

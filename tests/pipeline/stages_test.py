@@ -81,6 +81,7 @@ class TestBlind:
         known = deblur(scene().blurry, CLASSICAL, key=KEY, kernel=estimate.kernel)
         np.testing.assert_array_equal(known.kernel, estimate.kernel)  # a given one is taken at its word
 
+    @pytest.mark.slow
     def test_the_kernel_that_it_is_restored_with_is_corrected_and_no_other(self, blind):
         # Half of the way: the image has 96 pixels a side, half of those that are trusted.
         config = dataclasses.replace(QUICK, correction_share=1.0, correction_trusted_side=192, vary_iterations=1)
@@ -201,6 +202,7 @@ def test_an_exception_in_the_callback_ends_the_run():
     assert seen == ["kernel"]
 
 
+@pytest.mark.slow
 def test_an_image_that_no_kernel_explains_is_left_as_it_was(monkeypatch):
     monkeypatch.setattr(finish, "overshoot", lambda restored, method: 0.5)
     result = deblur(scene().blurry, CLASSICAL, key=KEY)
@@ -228,6 +230,7 @@ def night():
 class TestHighlights:
     """Lights several times brighter than white, which the sensor clipped."""
 
+    @pytest.mark.slow
     def test_a_kernel_that_leaves_them_unexplained_is_sought_again_without_them(self, night):
         phases = []
         result = deblur(night, CLASSICAL, key=KEY, progress=lambda phase, *_: phases.append(phase))
@@ -339,6 +342,7 @@ class TestDeepPrior:
         assert len(result.history["fit"]) == 4
         assert gain(result.restored, scene()) > 9.0
 
+    @pytest.mark.slow
     def test_the_generators_own_image_and_the_blurry_images_chroma(self):
         known = scene(colour=True)
         result = deblur(known.blurry, dataclasses.replace(CLASSICAL, fit=TINY_FIT, final="generator"), key=KEY)
