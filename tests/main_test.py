@@ -148,7 +148,11 @@ class TestResults:
     def test_compression_counts_as_noise(self, workplace, quick, cli):
         save(workplace / "photo.jpg")
         assert cli("--image=photo.png,photo.jpg", "--output_dir=out")[0] == 0
-        assert [call["config"].smallest_noise_std for call in quick] == [0.0, COMPRESSED_NOISE_STD]
+        plain, compressed = (call["config"] for call in quick)
+        assert [plain.smallest_noise_std, plain.initialiser.smallest_noise_std] == [0.0, 0.0]
+        assert compressed == plain.for_compressed()
+        assert compressed.smallest_noise_std == COMPRESSED_NOISE_STD
+        assert compressed.initialiser.smallest_noise_std > COMPRESSED_NOISE_STD
 
     def test_pixels_reach_the_pipeline_without_alpha_and_keep_it(self, workplace, quick, cli):
         save(workplace / "photo.png", (40, 50, 4))

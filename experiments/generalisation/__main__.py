@@ -25,7 +25,7 @@ from absl import flags
 from experiments.command_line import run_command, start
 from experiments.generalisation import report
 from experiments.generalisation.cases import Case, read_cases
-from experiments.generalisation.measure import SCHEMA, Task, config_for, known_kernel_config, measure, source_digest
+from experiments.generalisation.measure import SCHEMA, Task, known_kernel_config, measure, source_digest
 from experiments.generalisation.scenes import SPLITS, make_set, read_split
 from experiments.runner.store import Store, digest
 from jaxdeblur import runtime
@@ -183,7 +183,7 @@ def _label(config: Config, values: flags.FlagValues) -> str:
 def _pair(case: Case, config: Config, values: flags.FlagValues, source: str) -> tuple[_Run, _Run]:
     """The blind and the known-kernel run of a case, under names derived from everything that the results depend on."""
     blurry, sharp, kernel = case.load()
-    blind = config_for(config, jpeg=case.jpeg is not None)
+    blind = config if case.jpeg is None else config.for_compressed()
     runs = []
     for known, settings in ((False, blind), (True, known_kernel_config(blind))):
         parts = (SCHEMA, __version__, source, settings, values.seed, known, values.regret and not known, blurry, sharp, kernel)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 import jaxdeblur
-from jaxdeblur.config import COMPRESSED_NOISE_STD, Config
+from jaxdeblur.config import Config
 from jaxdeblur.evaluation.metrics import aligned_metrics, kernel_similarity
 from jaxdeblur.evaluation.protocol import to_json_number
 
@@ -55,13 +55,6 @@ def alignment(kernel_size: int) -> dict[str, int]:
     """
     max_shift = max(10, kernel_size // 2)
     return {"crop": max_shift + 5, "max_shift": max_shift}
-
-
-def config_for(config: Config, *, jpeg: bool) -> Config:
-    """The configuration as the command line adapts it to an image: lossy compression counts as noise."""
-    if not jpeg:
-        return config
-    return dataclasses.replace(config, smallest_noise_std=max(config.smallest_noise_std, COMPRESSED_NOISE_STD))
 
 
 def known_kernel_config(config: Config) -> Config:

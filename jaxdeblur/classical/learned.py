@@ -38,8 +38,8 @@ _PIXEL_SCALE, _NOISE_SCALE = 4.0, 20.0
 NUM_CG_STEPS = 5
 # Of the stages' share where highlights were clipped: by night there are points of light, which the network takes for noise.
 _SHARE_BY_NIGHT = 0.5
-# Rounds and steps of large images whose highlights were clipped: a quarter of the time. Measured on `tune`: for up to 1.5 dB with
-# true kernels, and next to nothing with those that are found.
+# Rounds and steps of large images whose highlights were clipped: a quarter of the time. Measured on `tune`: for up to 1.5 dB
+# with true kernels, and next to nothing with those that are found.
 _FEWER = (8, 20)
 # Two times folded by two.
 _STRIDE = 4

@@ -38,6 +38,9 @@ class InitialiserConfig:
       noise_variance: of the gradients in the variational model, in squared [0, 1] units, where its annealing ends: the image's
         own or, for images with less noise, this.
       first_noise_variance: where the annealing begins for those; for others in proportion.
+      smallest_noise_std: noise of at least this standard deviation, in [0, 1] units, is assumed where kernels are estimated and
+        compared, in the place of what the model leaves out of a photograph.
+      doubting_noise_std: and of this where an estimate comes to hardly any blur, which is then made again.
       softness_stds: standard deviations in pixels of the sharp image's own softness, the Gaussian that even a sharp
         photograph's edges carry: the first is taken until the kernel has its full size, then, with ``vary_iterations``, it is
         refined on with each, and :func:`jaxdeblur.classical.judge.score` chooses.
@@ -85,6 +88,8 @@ class InitialiserConfig:
     fine_iterations: int = 25
     noise_variance: float = 1e-6
     first_noise_variance: float = 3e-6
+    smallest_noise_std: float = 0.0
+    doubting_noise_std: float = 0.015
     softness_stds: tuple[float, ...] = (0.7, 0.4, 1.0)
     judging_softness_std: float = 0.45
     thinness: float = 1e-3
@@ -128,6 +133,8 @@ class InitialiserConfig:
             0 < self.noise_variance <= self.first_noise_variance,
             "initialiser: noise_variance must be positive and at most first_noise_variance",
         )
+        noises = (self.smallest_noise_std, self.doubting_noise_std)
+        require(min(noises) >= 0 and max(noises) < 1, "initialiser: smallest_noise_std, doubting_noise_std must be in [0, 1)")
         least, most = self.kernel_width_stds
         require(0 <= least <= most, "initialiser: kernel_width_stds must be two numbers, 0 <= least <= most")
         require(self.descents >= 0, "initialiser: descents must not be negative")

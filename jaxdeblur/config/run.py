@@ -14,8 +14,9 @@ from jaxdeblur.config.shake import BLURS, Blur, ShakeConfig
 Final = Literal["auto", "generator", "learned", "sparse", "hyper_laplacian", "saturated", "teacher"]
 FINALS: tuple[str, ...] = get_args(Final)
 
-# What a JPEG's quantisation does to a blurry photograph, chosen by eye on such photographs.
-COMPRESSED_NOISE_STD = 0.005
+# What a JPEG's quantisation does to a blurry photograph, chosen by eye on such photographs; and that with all else that keeps a
+# photograph from being the blur of a sharp one by one kernel: its tone curve, a camera that turns. See BUILD.md.
+COMPRESSED_NOISE_STD, COMPRESSED_KERNEL_NOISE_STD = 0.005, 0.01
 
 # How the names of a search's phases begin, by which those who watch it know that there is a result already.
 SEARCH_PHASE = "attempt"
@@ -45,7 +46,7 @@ class Config:
       num_posterior_samples: samples of the fitted image generator (under the noise and dropout of the last step) of which mean
         and standard deviation are taken; 0 for none.
       smallest_noise_std: noise of at least this standard deviation, in [0, 1] units, is assumed. Lossy compression leaves
-        errors that a noise estimate cannot see; for JPEG files the command line sets :data:`COMPRESSED_NOISE_STD`.
+        errors that a noise estimate cannot see, see :meth:`for_compressed`.
       blur: ``uniform``: one kernel for the whole image. ``varying``: that of a camera that turns while it shakes, another one
         at each place. ``auto``: the latter where it explains the image better.
       shake: settings of the varying one.
@@ -65,6 +66,15 @@ class Config:
     blur: Blur = "uniform"
     shake: ShakeConfig = ShakeConfig()
     more_attempts: int = 0
+
+    def for_compressed(self) -> Config:
+        """The configuration for an image that was compressed with loss, as the command line adapts it to JPEG files."""
+        initialiser = self.initialiser
+        if initialiser is not None:
+            noise_std = max(initialiser.smallest_noise_std, COMPRESSED_KERNEL_NOISE_STD)
+            initialiser = dataclasses.replace(initialiser, smallest_noise_std=noise_std)
+        noise_std = max(self.smallest_noise_std, COMPRESSED_NOISE_STD)
+        return dataclasses.replace(self, initialiser=initialiser, smallest_noise_std=noise_std)
 
     def __post_init__(self) -> None:
         if self.kernel_size is not None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxdeblur.config import COMPRESSED_NOISE_STD, SMALLEST_SIDE, Config
+from jaxdeblur.config import SMALLEST_SIDE, Config
 from jaxdeblur.errors import InputError, describe
 from jaxdeblur.imaging.colour import grey
 from jaxdeblur.imaging.input_checks import Region, check_region
@@ -338,10 +338,7 @@ def _check(path: pathlib.Path, image: StoredImage, outputs: Outputs, settings: S
 
 def _config_for(image: StoredImage, settings: Settings) -> Config:
     """The configuration that an image is deblurred with: lossy compression counts as noise."""
-    config = settings.config
-    if not image.lossy:
-        return config
-    return dataclasses.replace(config, smallest_noise_std=max(config.smallest_noise_std, COMPRESSED_NOISE_STD))
+    return settings.config.for_compressed() if image.lossy else settings.config
 
 
 @functools.cache

@@ -60,6 +60,11 @@ class Scene:
     initialiser: InitialiserConfig
     config: Config
 
+    @property
+    def kernel_noise_std(self) -> float:
+        """The noise that is reckoned with where kernels are estimated and compared, in [0, 1] units."""
+        return max(self.noise_std, self.initialiser.smallest_noise_std)
+
 
 class Clock:
     """Seconds per named phase."""

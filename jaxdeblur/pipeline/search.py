@@ -124,8 +124,8 @@ def judged(case: Case, kernels: Mapping[str, np.ndarray]) -> dict[str, float]:
     """The scores of kernels by name, see :func:`jaxdeblur.classical.judge.judge`."""
     scene, window = case.scene, case.scene.window
     if case.measured is None:
-        return judge(scene.grey[window], kernels, scene.initialiser, noise_std=scene.noise_std)
-    noise_std = max(scene.noise_std, SMALLEST_NOISE_NEAR_HIGHLIGHTS)
+        return judge(scene.grey[window], kernels, scene.initialiser, noise_std=scene.kernel_noise_std)
+    noise_std = max(scene.kernel_noise_std, SMALLEST_NOISE_NEAR_HIGHLIGHTS)
     return judge(scene.grey[window], kernels, scene.initialiser, noise_std=noise_std, measured=case.measured[window])
 
 

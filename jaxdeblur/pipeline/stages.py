@@ -17,6 +17,7 @@ from jaxdeblur.classical.initialiser import (
     KernelEstimate,
     estimate_kernel,
     first_kernel_size,
+    hardly_blurs,
     informative_crop,
     lead_of_guesses,
 )
@@ -189,11 +190,13 @@ def _informative(image: np.ndarray, part: tuple[slice, slice], side: int) -> tup
 
 def _initialise(case: Case, teacher: Teacher | None, progress: Progress | None) -> None:
     """Estimates the kernel classically, or at least its size, and runs the pre-trained network; each only if needed."""
-    scene, config = case.scene, case.scene.config
+    config = case.scene.config
     needs_size = config.kernel_size is None and config.fit is not None
     if not case.kernels and (config.initialiser is not None or needs_size):
         with case.clock("initialise"):
             estimate = _estimate(case, config.kernel_size, None, progress)
+            if config.initialiser is not None and hardly_blurs(estimate.kernel):
+                estimate = _doubted(case, estimate, progress)
         case.kernel_size = estimate.kernel.shape[0]
         case.warnings += _border_warnings(estimate)
         if config.initialiser is not None:
@@ -205,7 +208,7 @@ def _initialise(case: Case, teacher: Teacher | None, progress: Progress | None) 
             if teacher.needs_kernel and config.teacher.kernel_source == "classical":
                 case.teacher_kernel = case.restoring_kernel(next(iter(case.kernels)))
             if case.teacher_kernel is not None or not teacher.needs_kernel:
-                case.surrogate = teacher_restoration(teacher, scene.blurry, case.teacher_kernel)
+                case.surrogate = teacher_restoration(teacher, case.scene.blurry, case.teacher_kernel)
 
 
 def _estimate(
@@ -224,10 +227,28 @@ def _estimate(
         kernel_size=kernel_size,
         first_size=first_size,
         start=start,
-        noise_std=scene.noise_std,
+        noise_std=scene.kernel_noise_std,
         measured=None if measured is None else measured[window],
         progress=_phase(f"kernel {WITHOUT_CLIPPED}" if case.without_clipped else "kernel", progress),
     )
+
+
+def _doubted(case: Case, found: KernelEstimate, progress: Progress | None) -> KernelEstimate:
+    """Estimates the kernel again where hardly any blur was found, and from then on reckons with more noise if that finds some.
+
+    A photograph is never just the blur of a sharp one by one kernel: tone curve, compression and a camera that turns see to
+    that. If its noise is all that the model allows for, no blur at all can explain it better than the right kernel.
+    """
+    scene, noise_std = case.scene, case.scene.initialiser.doubting_noise_std
+    if scene.kernel_noise_std >= noise_std:
+        return found
+    noisy = dataclasses.replace(scene.initialiser, smallest_noise_std=noise_std)
+    case.scene = dataclasses.replace(scene, initialiser=noisy)
+    again = _estimate(case, scene.config.kernel_size, None, progress)
+    if not hardly_blurs(again.kernel):
+        return again
+    case.scene = scene
+    return found
 
 
 def _border_warnings(estimate: KernelEstimate) -> list[str]:
@@ -293,7 +314,7 @@ def _leads_without_clipped(case: Case, window: tuple[slice, slice], progress: Pr
         scene.grey[window],
         kernel,
         scene.initialiser,
-        noise_std=max(scene.noise_std, SMALLEST_NOISE_NEAR_HIGHLIGHTS),
+        noise_std=max(scene.kernel_noise_std, SMALLEST_NOISE_NEAR_HIGHLIGHTS),
         measured=None if scene.measured is None else scene.measured[window],
         progress=_phase(HIGHLIGHTS_PHASE, progress),
     )
@@ -357,7 +378,7 @@ def _see_shake(case: Case, progress: Progress | None) -> None:
             next(iter(case.kernels.values())),
             config.shake,
             scene.initialiser,
-            noise_std=scene.noise_std,
+            noise_std=scene.kernel_noise_std,
             softness_std=scene.initialiser.softness_stds[0],
             only_if_clear=config.blur == "auto",
             progress=_phase("varying kernels", progress),

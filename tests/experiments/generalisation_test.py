@@ -212,10 +212,9 @@ def test_the_last_step_is_shared_by_methods_that_have_it_in_common():
     slower = dataclasses.replace(PRESETS["deep"], num_restarts=2)
     assert measure.known_kernel_config(fast) == measure.known_kernel_config(slower)
     assert measure.known_kernel_config(PRESETS["selfdeblur"]).final == "auto"
-    packed = measure.config_for(fast, jpeg=True)
+    packed = fast.for_compressed()
     assert packed.smallest_noise_std == COMPRESSED_NOISE_STD
     assert measure.known_kernel_config(packed).smallest_noise_std == COMPRESSED_NOISE_STD
-    assert measure.config_for(fast, jpeg=False) == fast
 
 
 def test_a_true_kernel_restores_its_image(source):
