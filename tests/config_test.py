@@ -107,6 +107,14 @@ def test_schedules_are_stretched_in_proportion():
     assert shortest.dropout_rate == ((0, 0.1),)
 
 
+def test_compression_counts_as_noise_and_more_so_for_kernels():
+    packed = Config().for_compressed()
+    assert packed.initialiser.smallest_noise_std > packed.smallest_noise_std > 0.0
+    assert packed.for_compressed() == packed
+    noisy = Config(initialiser=None, fit=FitConfig(), smallest_noise_std=0.02)
+    assert noisy.for_compressed() == noisy
+
+
 def test_only_a_config_that_estimates_no_kernel_needs_one():
     without = FitConfig(kernel_generator=None)
     assert Config(initialiser=None, fit=without).needs_kernel

@@ -202,6 +202,40 @@ def test_an_exception_in_the_callback_ends_the_run():
     assert seen == ["kernel"]
 
 
+@pytest.mark.parametrize("found_then", [True, False])
+def test_hardly_any_blur_is_doubted_and_sought_with_more_noise(monkeypatch, found_then):
+    none = np.zeros((9, 9), np.float32)
+    none[4, 4] = 1.0
+    noises = []
+
+    def estimate(blurry, config, *, noise_std, **_):
+        noises.append((noise_std, config.smallest_noise_std))
+        kernel = scene().kernel if found_then and len(noises) == 2 else none
+        return initialiser.KernelEstimate({"classical": kernel}, {"classical": float("nan")}, (), False)
+
+    monkeypatch.setattr(stages, "estimate_kernel", estimate)
+    result = deblur(scene().blurry, CLASSICAL, key=KEY)
+    doubting = CLASSICAL.initialiser.doubting_noise_std
+    assert noises == [(pytest.approx(result.noise_std), 0.0), (doubting, doubting)]
+    assert initialiser.hardly_blurs(result.kernel) == (not found_then)
+    assert result.noise_std < 0.005  # the image is restored as before
+
+    noises.clear()
+    noisy = dataclasses.replace(CLASSICAL, smallest_noise_std=doubting)
+    deblur(scene().blurry, noisy, key=KEY)
+    assert len(noises) == 1  # there is nothing to be gained by the same again
+
+
+def test_a_kernel_that_hardly_blurs_has_its_mass_in_one_place():
+    assert not initialiser.hardly_blurs(scene().kernel)
+    spread = np.full((5, 5), 0.3 / 16, np.float32)
+    spread[:3, :3] = 0.7 / 9
+    spread[0, 0] += 1e-3
+    assert not initialiser.hardly_blurs(spread)  # a pixel from the peak, which is in the corner, lie four of the nine
+    spread[1, 1] += 1e-2
+    assert initialiser.hardly_blurs(spread)
+
+
 @pytest.mark.slow
 def test_an_image_that_no_kernel_explains_is_left_as_it_was(monkeypatch):
     monkeypatch.setattr(finish, "overshoot", lambda restored, method: 0.5)
