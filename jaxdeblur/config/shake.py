@@ -53,7 +53,7 @@ class ShakeConfig:
     num_starts: int = 6
     largest_side: int = 1024
     node_spacing: int = 80
-    smallest_gain: float = 0.005
+    smallest_gain: float = 0.01
     smallest_corner_std: float = 1.0
     smallest_agreement: float = 0.9
 
