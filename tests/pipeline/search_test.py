@@ -34,7 +34,7 @@ class FakeCase:
 
     def __init__(self, **kernels):
         self.kernels, self.scores, self.measured = kernels, {}, None
-        self.scene = dataclasses.make_dataclass("Scene", ["grey", "window", "initialiser", "noise_std"])(
+        self.scene = dataclasses.make_dataclass("Scene", ["grey", "window", "initialiser", "kernel_noise_std"])(
             np.zeros((8, 8)), (slice(None), slice(None)), QUICK, 0.0
         )
 

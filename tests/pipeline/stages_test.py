@@ -285,7 +285,8 @@ class TestHighlights:
 
         monkeypatch.setattr(stages, "estimate_kernel", estimate)
         monkeypatch.setattr(stages, "lead_of_guesses", lambda *_, **__: lead)
-        result = deblur(night, CLASSICAL, key=KEY)
+        believed = dataclasses.replace(CLASSICAL, initialiser=dataclasses.replace(QUICK, doubting_noise_std=0.0))
+        result = deblur(night, believed, key=KEY)
         found = {candidate.name: candidate.kernel for candidate in result.candidates}
         assert set(found) == {"classical", "without clipped pixels: classical"}
         assert starts[0] is None
