@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import os
 import pathlib
 import uuid
 from collections.abc import Iterator, Sequence
@@ -96,10 +97,11 @@ def _remove_if_dead(place: pathlib.Path) -> None:
             if fcntl is None:
                 return
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _remove(place)
-    except (
-        FileNotFoundError
-    ):  # it died before it had a lock, and is empty, or is about to have one, and will see that it is gone
+            # A third process may have removed that lock first, and a living one have made its folder and lock again.
+            if os.path.samestat(os.fstat(lock.fileno()), (place / _LOCK).stat()):
+                _remove(place)
+    except FileNotFoundError:
+        # It died before it had a lock, and is empty, or is about to have one, and will see that it is gone.
         with contextlib.suppress(OSError):
             place.rmdir()
     except OSError:  # it lives
@@ -134,10 +136,10 @@ def _commit(place: pathlib.Path, complete: pathlib.Path, paths: Sequence[pathlib
             try:
                 place.rename(complete)
                 break
-            except OSError:
-                if not complete.exists():
+            except OSError as error:
+                # Another process has completed the same files meanwhile: its own go first, and may be gone by now.
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) and not complete.exists():
                     raise
-                # Another process has completed the same files meanwhile: its own go first.
         _move_out(complete)
     except KeyboardInterrupt:
         if not place.exists():  # from its renaming on they are finished results

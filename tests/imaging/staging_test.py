@@ -1,12 +1,15 @@
 """Staged files under kill -9 and under several processes. The processes are forked by a script that does not know jax."""
 
+import errno
 import itertools
+import pathlib
 import subprocess
 import sys
 import textwrap
 
 import pytest
 
+from jaxdeblur.imaging import staging
 from jaxdeblur.imaging.staging import staged, tidy
 
 PRELUDE = """
@@ -140,6 +143,60 @@ def test_processes_side_by_side(tmp_path):
         """,
         tmp_path,
     )
+
+
+def test_a_set_that_was_in_the_way_and_is_gone_at_once(tmp_path, monkeypatch):
+    """The folder that kept ours from its place is moved out by its own process before we look for it."""
+    rename = pathlib.Path.rename
+    refused = []
+
+    def refuse_once(self, target):
+        if not refused:
+            refused.append(target)
+            raise OSError(errno.ENOTEMPTY, "Directory not empty")
+        return rename(self, target)
+
+    monkeypatch.setattr(pathlib.Path, "rename", refuse_once)
+    with staged([tmp_path / "a.png"]) as temporaries:
+        temporaries[0].write_text("mine")
+    assert refused
+    assert (tmp_path / "a.png").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_a_refusal_that_no_other_process_is_the_cause_of(tmp_path, monkeypatch):
+    def refuse(self, target):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    def write():
+        with staged([tmp_path / "a.png"]) as temporaries:
+            temporaries[0].write_text("mine")
+
+    monkeypatch.setattr(pathlib.Path, "rename", refuse)
+    with pytest.raises(PermissionError):
+        write()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_was_made_again_is_not_taken_for_dead(tmp_path, monkeypatch):
+    """Of two processes that tidy up, the second opens the old lock, which the first removes, and locks it too late."""
+    flock = staging.fcntl.flock
+    place = tmp_path / ".0.jaxdeblur-part"
+    place.mkdir()
+    (place / "lock").touch()
+
+    def made_again(lock, operation):
+        (place / "lock").rename(tmp_path / "old")  # still open, as a removed one would be
+        (place / "lock").touch()
+        (place / "00-a.png").write_text("mine")
+        return flock(lock, operation)
+
+    monkeypatch.setattr(staging.fcntl, "flock", made_again)
+    tidy(tmp_path)
+    assert (place / "00-a.png").read_text() == "mine"
+    monkeypatch.undo()
+    tidy(tmp_path)  # nobody holds the new one either
+    assert not place.exists()
 
 
 def test_the_living_are_not_disturbed_and_the_killed_are_cleared_away(tmp_path):
