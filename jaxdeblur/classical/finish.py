@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +26,9 @@ VARYING = METHODS[1:]
 # A linear image that leaves more than this of the highlights unexplained is made again with clipping in the model: a lower bar
 # than that for another estimate of the kernel, which takes longer. Measured on `tune`: of two images in between none lost.
 _LARGEST_LINEAR_MISFIT = 0.008
+# Side of the parts in which it is, beside what they have in common with others. What is far from highlights stays linear: it is
+# less grainy so.
+_PART_SIDE = 256
 
 
 def restore(
@@ -69,7 +72,9 @@ def restore_as_needed(
     noise_std: float,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[np.ndarray, str, float]:
-    """:func:`restore` by ``learned``, and by ``saturated`` those tiles in which that leaves highlights unexplained.
+    """:func:`restore` by ``learned``, and by ``saturated`` those parts in which that leaves highlights unexplained.
+
+    These are parts of tiles, some hundred pixels a side; where together they are as large as the tile, all of it is made again.
 
     Args:
       blurry: as of ``restore``.
@@ -79,7 +84,7 @@ def restore_as_needed(
       progress: likewise.
 
     Returns:
-      The image; ``saturated`` if it made any tile, else ``learned``; and what ``learned`` leaves unexplained of the highlights
+      The image; ``saturated`` if it made any part, else ``learned``; and what ``learned`` leaves unexplained of the highlights
       of all, as :func:`jaxdeblur.classical.saturated.misfit_by_clipping` has it.
     """
     job = _Job.of(blurry, kernel, config, noise_std)
@@ -88,12 +93,12 @@ def restore_as_needed(
 
     def restored_tile(tile: Tile) -> np.ndarray:
         linear = job.tile(tile, "learned")
-        own = sat.errors_by_clipping(blurry[tile], linear, job.kernel_of(tile))
+        own = job.errors(tile, linear)
         errors.append(own)
-        if not sat.is_unexplained(sat.root_mean_square([own]), noise_std=noise_std, largest=_LARGEST_LINEAR_MISFIT):
+        if not job.leaves_highlights(own):
             return linear
         again.append(tile)
-        return job.tile(tile, "saturated")
+        return job.part(tile).with_highlights(linear)
 
     restored = job.in_tiles(restored_tile, progress)
     return restored, "saturated" if again else "learned", sat.root_mean_square(errors)
@@ -126,6 +131,29 @@ class _Job:
     def kernel_of(self, tile: Tile) -> np.ndarray:
         return kernels_of_part(self.kernel, self.blurry.shape, tile)
 
+    def part(self, tile: Tile) -> _Job:
+        """The same for a tile alone."""
+        return dataclasses.replace(self, blurry=self.blurry[tile], kernel=self.kernel_of(tile))
+
+    def errors(self, tile: Tile, linear: np.ndarray) -> tuple[float, float]:
+        """What a linear image of a tile leaves unexplained of its highlights: a sum of squares and of how many pixels."""
+        return sat.errors_by_clipping(self.blurry[tile], linear, self.kernel_of(tile))
+
+    def leaves_highlights(self, errors: tuple[float, float]) -> bool:
+        """Whether those are too large for what is just white."""
+        misfit = sat.root_mean_square([errors])
+        return sat.is_unexplained(misfit, noise_std=self.noise_std, largest=_LARGEST_LINEAR_MISFIT)
+
+    def with_highlights(self, linear: np.ndarray) -> np.ndarray:
+        """A linear image of all of it, of which those parts are made again that leave highlights unexplained."""
+        overlap = self.overlap
+        parts = tiles_of(self.blurry.shape, _PART_SIDE + 2 * overlap, overlap)
+        lit = [part for part in parts if self.leaves_highlights(self.errors(part, linear[part]))]
+        # The whole is less work than many parts. And no part alone need be as bad as all of them together.
+        if not lit or sum(linear[part].size for part in lit) >= linear.size:
+            return self.tile((slice(None), slice(None)), "saturated")
+        return self.joined(parts, lambda part: self.tile(part, "saturated") if part in lit else linear[part], None)
+
     def tile(self, tile: Tile, method: str) -> np.ndarray:
         """What one of :data:`METHODS` makes of a tile, of its shape."""
         config, observed, kernel = self.config, jnp.asarray(self.blurry[tile]), jnp.asarray(self.kernel_of(tile))
@@ -148,12 +176,23 @@ class _Job:
         (h, w), (rows, columns) = kernel.shape[-2:], observed.shape[:2]
         return np.asarray(whole[h // 2 : h // 2 + rows, w // 2 : w // 2 + columns])
 
+    @property
+    def overlap(self) -> int:
+        """In pixels: beyond about two kernels' width a pixel has no say any more."""
+        return 2 * max(tight(self.kernel).shape[-2:])
+
     def in_tiles(self, restored_tile: Callable[[Tile], np.ndarray], progress: Callable[[int, int], None] | None) -> np.ndarray:
+        """The whole image, in tiles that bound the memory."""
+        return self.joined(tiles_of(self.blurry.shape, self.config.tile_side, self.overlap), restored_tile, progress)
+
+    def joined(
+        self,
+        tiles: Sequence[Tile],
+        restored_tile: Callable[[Tile], np.ndarray],
+        progress: Callable[[int, int], None] | None,
+    ) -> np.ndarray:
         """The whole image, of tiles that fade into one another."""
-        shape = self.blurry.shape
-        # Beyond about two kernels' width a pixel has no say any more.
-        overlap = 2 * max(self.kernel.shape[-2:])
-        tiles = tiles_of(shape, self.config.tile_side, overlap)
+        shape, overlap = self.blurry.shape, self.overlap
         total = np.zeros(shape, np.float32)
         weights = np.zeros(shape[:2] + (1,) * (len(shape) - 2), np.float32)
         pixels = side_by_side(restored_tile, tiles, at_once=_TILES_AT_ONCE)

@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import math
 
 import jax.numpy as jnp
 import numpy as np
@@ -167,6 +168,33 @@ def test_only_tiles_with_highlights_that_a_linear_image_leaves_unexplained_are_m
     assert again == ([second] if method == "saturated" else [])
     assert (misfit > 0.008) == (method == "saturated")
     assert (image.max() > 1.5) == (method == "saturated")
+
+
+@pytest.mark.parametrize("lights", [1, 4])
+def test_far_from_highlights_the_linear_image_stays(monkeypatch, lights):
+    known = scene(side=300)
+    radiance = 0.4 * known.sharp[:, :128]
+    for top in (270, 30, 110, 190)[:lights]:
+        radiance[top : top + 6, 60:66] = 8.0
+    blurry = np.clip(scipy.signal.convolve2d(radiance, known.kernel, mode="same"), 0.0, 1.0).astype(np.float32)
+    made = []
+
+    def restored(tile, kernel, *, clipped, **_):
+        """The observed light where clipping is in the model, half of it elsewhere."""
+        made.append((tile.shape, clipped))
+        return jnp.pad(tile if clipped else 0.5 * tile, kernel.shape[0] // 2)
+
+    monkeypatch.setattr(finish.ln, "learned", restored)
+    monkeypatch.setattr(finish, "_PART_SIDE", 64)
+    image, name, _ = finish.restore_as_needed(blurry, known.kernel, LARGE, noise_std=0.0)
+    assert name == "saturated"
+    assert made[0] == (blurry.shape, False)
+    if lights == 1:
+        assert 0 < sum(math.prod(shape) for shape, _ in made[1:]) < blurry.size
+        np.testing.assert_allclose(image[:150], 0.5 * blurry[:150], atol=1e-6)
+        np.testing.assert_allclose(image[265:280], blurry[265:280], rtol=0.05)
+    else:  # in parts that would be more work than the whole
+        assert made[1:] == [(blurry.shape, True)]
 
 
 def test_an_unknown_method_is_refused_by_name():
