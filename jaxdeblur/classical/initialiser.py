@@ -38,6 +38,8 @@ _FINAL_THRESHOLD, _FINAL_ISLAND = 0.02, 0.05
 # Of a kernel's mass within a pixel of its peak. Kernels of shakes of 11 px or more have 0.54 of it at most, those that were
 # found in photographs in place of the right ones 0.77 or more.
 _UNBLURRED_SHARE = 0.65
+# Of a kernel's mass in its peak alone: that of a Gaussian of 0.3 px.
+_UNBLURRED_PEAK = 0.8
 # Room left around the kernel when its support is drawn in, as a share of its extent.
 _MARGIN = 0.25
 _TIGHT_SHARES = (0.25, 0.35, 0.5, 0.7)
@@ -104,6 +106,11 @@ def hardly_blurs(kernel: np.ndarray) -> bool:
     row, column = np.unravel_index(np.argmax(kernel), kernel.shape)
     near = kernel[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2]
     return bool(near.sum() > _UNBLURRED_SHARE * kernel.sum())
+
+
+def is_sharp(kernel: np.ndarray) -> bool:
+    """Whether a kernel ``[h, w]`` is next to a single pixel: its image is sharp as it is."""
+    return bool(kernel.max() > _UNBLURRED_PEAK * kernel.sum())
 
 
 def first_kernel_size(shape: tuple[int, int]) -> int:

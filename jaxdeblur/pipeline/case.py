@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxdeblur.classical.correction import correct, correct_field
-from jaxdeblur.classical.initialiser import informative_crop
+from jaxdeblur.classical.initialiser import informative_crop, is_sharp
 from jaxdeblur.classical.shake import ShakeEstimate
 from jaxdeblur.classical.width import widened
 from jaxdeblur.config import WITHOUT_CLIPPED, Config, InitialiserConfig
@@ -133,12 +133,13 @@ class Case:
     def restoring_kernel(self, name: str) -> np.ndarray:
         """A candidate as the image is restored with it: corrected by a learned step if it is a classical estimate.
 
-        Not where clipped pixels were left out, because the step knows of none: then it is widened.
+        Not where clipped pixels were left out, because the step knows of none: then it is widened. Nor if it says that there is
+        nothing to restore: the step has seen blurry images alone, and makes a blur of it.
         """
         kernel, initialiser = self.kernels[name], self.scene.initialiser
         kind = name.rpartition(": ")[2]
         found_otherwise = kind in _OF_OTHER_KINDS - {VARYING} or WITHOUT_CLIPPED in name
-        if found_otherwise or initialiser.correction_share == 0.0:
+        if found_otherwise or self.finds_no_blur(name) or initialiser.correction_share == 0.0:
             return self.shown_kernel(name)
         if name not in self.corrected or self.corrected[name][0] is not kernel:
             seen = self.scene.grey
@@ -157,9 +158,13 @@ class Case:
         before, corrected = self.corrected.get(name, (None, None))
         if corrected is not None and before is kernel:
             return corrected
-        if name.rpartition(": ")[2] in _OF_OTHER_KINDS:
+        if name.rpartition(": ")[2] in _OF_OTHER_KINDS or self.finds_no_blur(name):
             return kernel
         return widened(kernel, self.scene.initialiser, noise_std=self.scene.noise_std)
+
+    def finds_no_blur(self, name: str) -> bool:
+        """Whether a candidate is a classical estimate that says that the image is sharp."""
+        return name.rpartition(": ")[2] not in _OF_OTHER_KINDS and is_sharp(self.kernels[name])
 
     @property
     def known_kernel(self) -> np.ndarray | None:

@@ -25,7 +25,7 @@ from jaxdeblur.config import (
 )
 from jaxdeblur.evaluation.metrics import aligned_metrics, kernel_similarity, psnr
 from jaxdeblur.operators import blur
-from jaxdeblur.pipeline import Photo, deblur_batch, refinish, stages
+from jaxdeblur.pipeline import Photo, case, deblur_batch, refinish, stages
 from jaxdeblur.presets import PRESETS
 from tests.scenes import NOISE_STD, QUICK, scene
 
@@ -224,6 +224,21 @@ def test_hardly_any_blur_is_doubted_and_sought_with_more_noise(monkeypatch, foun
     noisy = dataclasses.replace(CLASSICAL, smallest_noise_std=doubting)
     deblur(scene().blurry, noisy, key=KEY)
     assert len(noises) == 1  # there is nothing to be gained by the same again
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3])
+def test_an_image_that_is_found_sharp_is_told_of_and_its_kernel_not_corrected(monkeypatch, share):
+    kernel = np.zeros((9, 9), np.float32)
+    kernel[4, 3:6] = share / 2, 1.0 - share, share / 2
+    found = initialiser.KernelEstimate({"classical": kernel}, {"classical": float("nan")}, (), False)
+    corrected = np.roll(kernel, 1, axis=0)
+    monkeypatch.setattr(stages, "estimate_kernel", lambda *_, **__: found)
+    monkeypatch.setattr(case, "correct", lambda *_, **__: corrected)
+    correcting = dataclasses.replace(QUICK, correction_share=1.0, doubting_noise_std=0.0)
+    config = dataclasses.replace(CLASSICAL, initialiser=correcting, final="sparse")
+    result = deblur(0.8 * scene().sharp, config, key=KEY)
+    np.testing.assert_array_equal(result.kernel, kernel if share == 0.1 else corrected)
+    assert any("next to no blur" in warning for warning in result.warnings) == (share == 0.1)
 
 
 def test_a_kernel_that_hardly_blurs_has_its_mass_in_one_place():
