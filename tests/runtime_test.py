@@ -63,6 +63,7 @@ def test_programs_are_kept_where_the_variable_says(tmp_path):
     assert any(folder.iterdir())
 
 
+@pytest.mark.slow
 def test_the_user_cache_is_the_default_and_off_is_off(tmp_path):
     if sys.platform.startswith("linux"):
         folder = Path(_python(CACHE, XDG_CACHE_HOME=str(tmp_path)).strip())
@@ -70,6 +71,7 @@ def test_the_user_cache_is_the_default_and_off_is_off(tmp_path):
     assert _python(CACHE, JAXDEBLUR_CACHE_DIR="off").strip() == "None"
 
 
+@pytest.mark.slow
 def test_an_unwritable_cache_is_no_reason_to_fail(tmp_path):
     in_the_way = tmp_path / "file"
     in_the_way.write_text("")

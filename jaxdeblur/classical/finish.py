@@ -13,7 +13,7 @@ from jaxdeblur.classical import learned as ln
 from jaxdeblur.classical import saturated as sat
 from jaxdeblur.classical import sparse as sp
 from jaxdeblur.classical.compiled import side_by_side
-from jaxdeblur.classical.tiles import Tile, fade, tight, tiles_of
+from jaxdeblur.classical.tiles import Tile, fade, halves_of, tight, tiles_of
 from jaxdeblur.config import NonblindConfig
 from jaxdeblur.errors import InputError
 from jaxdeblur.operators.filter_flow import kernels_of_part
@@ -21,6 +21,8 @@ from jaxdeblur.operators.filter_flow import kernels_of_part
 METHODS = ("hyper_laplacian", "learned", "sparse", "saturated")
 # Tiles that CPUs work on at a time; each keeps one core busy and takes memory of its own.
 _TILES_AT_ONCE = 2
+# Images that need no tiles are halved all the same if a side is so long, for the second core.
+_HALVED_SIDE = 600
 # Those that take a kernel for each part of the image.
 VARYING = METHODS[1:]
 # A linear image that leaves more than this of the highlights unexplained is made again with clipping in the model: a lower bar
@@ -182,8 +184,11 @@ class _Job:
         return 2 * max(tight(self.kernel).shape[-2:])
 
     def in_tiles(self, restored_tile: Callable[[Tile], np.ndarray], progress: Callable[[int, int], None] | None) -> np.ndarray:
-        """The whole image, in tiles that bound the memory."""
-        return self.joined(tiles_of(self.blurry.shape, self.config.tile_side, self.overlap), restored_tile, progress)
+        """The whole image, in tiles that bound the memory, or at least in two that go on side by side."""
+        tiles = tiles_of(self.blurry.shape, self.config.tile_side, self.overlap)
+        if len(tiles) == 1:
+            tiles = halves_of(self.blurry.shape, self.overlap, smallest=_HALVED_SIDE)
+        return self.joined(tiles, restored_tile, progress)
 
     def joined(
         self,

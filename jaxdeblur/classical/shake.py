@@ -439,7 +439,7 @@ def estimate_shake(
     Returns:
       The estimate.
     """
-    reduced = min(1.0, config.largest_side / max(blurry.shape))
+    reduced = min(1.0, config.largest_side / max(blurry.shape), config.largest_kernel / _extent(kernel))
     image, corner = _reduced(blurry, reduced), reduced * math.hypot(*blurry.shape) / 2
     starts, num_windows = _starts(image, _reduced_kernel(kernel, reduced), corner, config, initialiser, noise_std, progress)
     levels = {
@@ -619,8 +619,7 @@ class _Round:
     @property
     def programs(self) -> list[tuple[jax.stages.Wrapped, dict[str, Any]]]:
         """That of its descents and that of its refinements, with arguments of their shapes."""
-        size, count = self.level.size, (self.degree + 1) * (self.degree + 2) // 2 - 1
-        turning = Turning(np.ones((size, size), np.float32), np.zeros(count), 1.0, 1.0)
+        turning = Turning(np.ones((self.level.size,) * 2, np.float32), np.zeros(0), 1.0, 1.0)
         return [
             (evidence_and_slope, self.level.evidence_arguments(turning, _SETTLING)),
             (refine_turning, self.level.refining_arguments(turning, 1)),
@@ -633,6 +632,7 @@ class _Level:
 
     Attributes:
       share: of the size at which the estimate ends, which this is.
+      degree: the highest of a polynomial: all have as many coefficients, so that one program serves all.
       size: side of the kernel's support there.
       support: ``[size, size]``, one where the kernel may have mass.
       patches: ``[P, H, W]``.
@@ -644,6 +644,7 @@ class _Level:
     """
 
     share: float
+    degree: int
     size: int
     support: jax.Array
     patches: jax.Array
@@ -672,6 +673,7 @@ class _Level:
         noise = vb.noise_variance(noise_std, smallest=initialiser.noise_variance)
         return cls(
             share,
+            max(config.degrees),
             size,
             pad_kernel(jnp.ones((inner, inner)), (size, size)),
             jnp.asarray(patches),
@@ -718,6 +720,7 @@ class _Level:
         def evidence(numbers: np.ndarray) -> tuple[float, np.ndarray]:
             arguments = self.evidence_arguments(moved(numbers), _SETTLING_IN_DESCENT)
             (value, _), (slope, perspective) = evidence_and_slope(**arguments)
+            slope = slope[: len(turning.coefficients)]
             return float(value), np.append(slope, perspective / (turning.reach * turning.corner**2)).astype(np.float64)
 
         start = np.append(turning.coefficients, turning.perspective * turning.reach)
@@ -732,18 +735,18 @@ class _Level:
 
     def evidences(self, turning: Turning) -> np.ndarray:
         """F per pixel of each patch, ``[P]``."""
-        turning = turning.of_degree(max(1, _degree(len(turning.coefficients))))
         (_, evidences), _ = evidence_and_slope(**self.evidence_arguments(turning, _SETTLING))
         return np.asarray(evidences, np.float64)
 
     def evidence_arguments(self, turning: Turning, settling: int) -> dict[str, Any]:
         """Those of :func:`evidence_and_slope`."""
+        turning = turning.of_degree(self.degree)
         return {
             "patches": self.patches,
             "kernel": jnp.asarray(turning.kernel),
             "coefficients": jnp.asarray(turning.coefficients, jnp.float32),
             "perspective": jnp.asarray(turning.inverse_square_of_focal_length, jnp.float32),
-            "basis": jnp.asarray(turning.basis(_degree(len(turning.coefficients)))),
+            "basis": jnp.asarray(turning.basis(self.degree)),
             "positions": self.positions - jnp.asarray(turning.origin, jnp.float32),
             "settling": settling,
             "noise_variance": self.noise_variance,

@@ -16,6 +16,19 @@ def tiles_of(shape: tuple[int, ...], side: int, overlap: int) -> list[Tile]:
     return list(itertools.product(rows, columns))
 
 
+def halves_of(shape: tuple[int, ...], overlap: int, *, smallest: int) -> list[Tile]:
+    """Two tiles along the longer side of an image of ``shape``, or one if that is below ``smallest`` or four ``overlap``."""
+    rows, columns = ([slice(0, length)] for length in shape[:2])
+    length = max(shape[:2])
+    if length >= max(smallest, 4 * overlap):
+        spans = spans_of(length, math.ceil(length / 2) + overlap, overlap)
+        if length == shape[0]:
+            rows = spans
+        else:
+            columns = spans
+    return list(itertools.product(rows, columns))
+
+
 def spans_of(length: int, side: int, overlap: int) -> list[slice]:
     """Spans of one length of at most ``side`` that cover ``length``, so that one compiled program serves all.
 

@@ -32,6 +32,8 @@ class ShakeConfig:
       num_starts: of all kernels to begin with, how many go through half of the rounds at the first scale, those that explain
         the image best after a first descent; the best third of them goes through the others.
       largest_side: images larger than this are reduced to it for the estimate.
+      largest_kernel: images are also reduced until the extent of their one kernel is no more than this, in pixels: the time
+        grows as its fourth power.
       node_spacing: pixels, or more for large images, between the middles of the parts of the image with a kernel each.
       smallest_gain: by how much the varying model must lower the negative log evidence per pixel for ``auto`` to take it.
       smallest_corner_std: and by how much the kernels of the image's corners must differ from that of its middle, a standard
@@ -52,6 +54,7 @@ class ShakeConfig:
     kernels_per_window: int = 2
     num_starts: int = 6
     largest_side: int = 1024
+    largest_kernel: int = 49
     node_spacing: int = 80
     smallest_gain: float = 0.01
     smallest_corner_std: float = 1.0
@@ -71,3 +74,4 @@ class ShakeConfig:
         require(self.num_windows >= 0, "shake: num_windows must not be negative")
         require(self.kernels_per_window >= 1 and self.num_starts >= 1, "shake: num_starts or kernels_per_window is below 1")
         require(self.largest_side >= 128 and self.node_spacing >= 16, "shake: largest_side or node_spacing is too small")
+        require(self.largest_kernel >= 9, "shake: largest_kernel must be 9 or more")

@@ -91,6 +91,7 @@ def test_the_change_solves_the_damped_normal_equations():
         np.testing.assert_allclose(change.ravel(), expected, atol=1e-4 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_closed_networks_leave_the_kernel_as_it_is(known, spoilt):
     weights = {name: jnp.zeros_like(value) for name, value in correction.initial_weights(jax.random.key(0)).items()}
     weights["kernel_tail_bias"] = jnp.array([-40.0, -40.0, -40.0, 0.0])

@@ -63,6 +63,20 @@ def test_tiles_cover_the_image_and_share_one_size(length, side, overlap):
     assert weight.min() > 0.1
 
 
+@pytest.mark.parametrize(
+    ("shape", "overlap", "expected"),
+    [
+        ((500, 600, 3), 50, [((0, 500), (0, 350)), ((0, 500), (250, 600))]),
+        ((601, 601), 20, [((0, 321), (0, 601)), ((280, 601), (0, 601))]),
+        ((599, 100), 20, [((0, 599), (0, 100))]),
+        ((500, 600), 151, [((0, 500), (0, 600))]),  # each would be nearly as large as the whole
+    ],
+)
+def test_an_image_without_tiles_is_halved_if_that_is_less_work(shape, overlap, expected):
+    halves = tiles.halves_of(shape, overlap, smallest=600)
+    assert [tuple((span.start, span.stop) for span in half) for half in halves] == expected
+
+
 def test_tiles_are_no_longer_than_they_need_to_be():
     """A photograph of twelve megapixels took a third more than its pixels need."""
     rows, columns = (tiles.spans_of(length, 1280, 82) for length in (3000, 4000))
@@ -243,6 +257,7 @@ class TestKernelsThatVary:
         np.testing.assert_allclose(found, one, atol=2e-2)
         assert np.abs(found - one).mean() < 1e-3
 
+    @pytest.mark.slow
     def test_tiles_join(self):
         known = scene(side=300)
         blurry, kernels = self.blurred(known, (3, 2))

@@ -395,6 +395,7 @@ def test_every_program_is_compiled_before_the_first_call(guess_side, clipped, mo
     assert compiled == called
 
 
+@pytest.mark.slow
 def test_guesses_lead_a_wrong_kernel_and_not_the_right_one(monkeypatch):
     monkeypatch.setattr(initialiser, "first_kernel_size", lambda _: 11)
     known, done = scene(), []

@@ -68,6 +68,7 @@ def whole_night(method, colour=False):
     return np.asarray(method(jnp.asarray(blurry), jnp.asarray(kernel)))
 
 
+@pytest.mark.slow
 def test_highlights_no_longer_ring():
     blurry, _, sharp, dark = night()
     assert 0.01 < np.mean(blurry >= 0.95) < 0.2
@@ -84,7 +85,7 @@ def test_highlights_are_brighter_than_white():
     assert np.abs(radiance - crop(highlights(112), kernel)).mean() < 0.25
 
 
-@pytest.mark.parametrize("colour", [False, True])
+@pytest.mark.parametrize("colour", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_nothing_clipped_is_what_sparse_makes_of_it(colour):
     known = scene(colour=colour)
     blurry = 0.9 * known.blurry
@@ -183,7 +184,7 @@ def test_another_weight_or_threshold_takes_no_new_program():
         assert np.all(np.isfinite(whole))
 
 
-@pytest.mark.parametrize("colour", [False, True])
+@pytest.mark.parametrize("colour", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_linear_image_misfits_where_highlights_were_clipped_and_not_where_white_is_white(colour):
     blurry, kernel, _, _ = night(colour)
     known = scene(side=112, colour=colour)

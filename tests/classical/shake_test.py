@@ -265,6 +265,7 @@ def test_where_no_turn_is_plausible_there_is_none(images, monkeypatch):
     assert np.ptp(found.kernels, axis=(0, 1)).max() == 0.0
 
 
+@pytest.mark.slow
 def test_an_implausible_turn_at_full_size_is_not_taken(images, monkeypatch):
     blurred, _, known = images
 

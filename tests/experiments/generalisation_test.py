@@ -217,6 +217,7 @@ def test_the_last_step_is_shared_by_methods_that_have_it_in_common():
     assert measure.known_kernel_config(packed).smallest_noise_std == COMPRESSED_NOISE_STD
 
 
+@pytest.mark.slow
 def test_a_true_kernel_restores_its_image(source):
     plain = scene(source, crop=(0, 0, 60, 60))
     blurry, sharp, kernel = sc.make_case(plain, plain.degradations[1], sc.read_sharp(plain, source))

@@ -44,7 +44,7 @@ def one_thread():
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("preset", [pytest.param("mc", marks=pytest.mark.slow), "staged", "weak_dmphn"])
+@pytest.mark.parametrize("preset", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("mc", "staged")), "weak_dmphn"])
 def test_steps_go_down(preset):
     torch.manual_seed(0)
     fit = sizes.preset(preset, toy=True).fit

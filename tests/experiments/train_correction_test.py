@@ -91,6 +91,7 @@ def test_spoiled_kernels_are_kernels_and_cost_something(truth):
     assert 1.0 < np.median(gaps) < 20.0
 
 
+@pytest.mark.slow
 def test_an_estimate_from_a_jpeg_knows_its_quality(images):
     config = train_correction.TrainConfig(crop=96)
     kinds = [training_kernels.spoil(number, seed=config.seed) for number in range(40)]

@@ -112,7 +112,8 @@ def test_restarts_together_equal_single_ones(scene):
 
 
 class TestBatches:
-    @pytest.mark.parametrize("num_restarts", [1, pytest.param(2, marks=pytest.mark.slow)])
+    @pytest.mark.parametrize("num_restarts", [1, 2])
+    @pytest.mark.slow
     def test_images_fitted_together_equal_single_ones(self, scene, num_restarts):
         other = np.flip(scene[0], 1).copy()
         seen = []
@@ -222,7 +223,7 @@ class TestSampling:
     @pytest.mark.parametrize(
         "source",
         [
-            {"dropout_rate": ((0, 0.3), (4, 0.001)), "input_noise_std": constant(0.0)},
+            pytest.param({"dropout_rate": ((0, 0.3), (4, 0.001)), "input_noise_std": constant(0.0)}, marks=pytest.mark.slow),
             {"dropout_rate": constant(0.0), "input_noise_std": ((0, 0.01), (4, 0.0001))},
         ],
         ids=["dropout", "noise"],
@@ -261,6 +262,7 @@ class TestSampling:
         _fit(scene, other)
         assert run_chunk._cache_size() == before
 
+    @pytest.mark.slow
     def test_a_sampled_fit_is_reproducible_and_gives_its_posterior(self, scene):
         first, second = (_fit(scene, SAMPLED, num_posterior_samples=5) for _ in range(2))
         _assert_same(first, second)
@@ -294,6 +296,7 @@ class TestSampling:
             assert kernels.shape == (1, number, KERNEL_SIZE, KERNEL_SIZE)
             assert number == 1 or float(jnp.std(kernels, axis=1).max()) > 0
 
+    @pytest.mark.slow
     def test_sequential_updates_show_the_image_the_new_kernel(self, scene):
         """With the kernel's rate at zero both updates agree; otherwise the image's gradient is another."""
         observation = _observation(scene)
@@ -318,6 +321,7 @@ def test_snapshots_are_taken_between_chunks(scene, unbroken):
     np.testing.assert_array_equal(taken[-1][2], unbroken.kernels[0])
 
 
+@pytest.mark.slow
 def test_a_fit_without_a_kernel_generator_needs_a_kernel(scene):
     config = dataclasses.replace(SMALL, kernel_generator=None)
     with pytest.raises(InputError, match="given kernel only"):

@@ -141,6 +141,7 @@ def test_a_stopped_fit_goes_on_from_its_checkpoint_to_the_same_end(tmp_path):
     np.testing.assert_array_equal(resumed.images, unbroken.images)
 
 
+@pytest.mark.slow
 def test_a_fit_that_does_not_end_early_keeps_its_best_too():
     # Shorter than the first step that counts and the patience.
     config = dataclasses.replace(QUICK, num_iterations=17)

@@ -167,6 +167,7 @@ def estimates(monkeypatch):
 
 
 class TestDeblur:
+    @pytest.mark.slow
     def test_the_better_kernel_makes_the_image(self, estimates):
         result = deblur(NOT_CLIPPED, dataclasses.replace(CLASSICAL, kernel_size=None), key=KEY, time_budget=600.0)
         assert estimates == [(None, None), (None, 25), (None, 45)]

@@ -291,6 +291,7 @@ class TestHighlights:
         assert result.seconds["highlights"] > 0.0
 
     @pytest.mark.parametrize("lead", [-0.01, 0.01])
+    @pytest.mark.slow
     def test_a_kernel_that_no_guess_leads_is_where_the_second_estimate_starts(self, night, monkeypatch, lead):
         starts = []
 
@@ -374,6 +375,7 @@ class TestKnownKernel:
         assert result.chosen == "given kernel, learned"
         assert any("kernel may be wrong" in warning for warning in result.warnings)
 
+    @pytest.mark.slow
     def test_sides_may_differ(self):
         kernel = np.full((1, 5), 0.2, np.float32)
         assert deblur(scene().blurry, CLASSICAL, key=KEY, kernel=kernel).restored.shape == (96, 96)
@@ -414,6 +416,7 @@ class TestDeepPrior:
         with pytest.raises(InputError, match="'alone' restores the image for a known kernel only"):
             deblur(scene().blurry, alone, key=KEY)
 
+    @pytest.mark.slow
     def test_posterior_samples_cover_the_whole_image(self):
         config = dataclasses.replace(CLASSICAL, initialiser=None, fit=TINY_FIT, final="sparse", num_posterior_samples=3)
         result = deblur(scene().blurry, config, key=KEY)

@@ -42,9 +42,8 @@ def twins():
     return pytest.importorskip("tests.networks.teachers.torch_teachers")
 
 
-@pytest.mark.parametrize(
-    ("shape", "kernel_shape"), [((37, 45), (7, 3)), pytest.param((48, 40), (5, 5), marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("shape", "kernel_shape"), [((37, 45), (7, 3)), ((48, 40), (5, 5))])
+@pytest.mark.slow
 def test_agrees_with_the_twin(twins, tmp_path, shape, kernel_shape):
     import torch
 
@@ -81,6 +80,7 @@ def test_noise_estimate_is_that_of_a_library_median():
     np.testing.assert_allclose(dwdn.noise_to_signal(jnp.asarray(channel))[0, 0], expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_untrained_network_undoes_a_true_convolution():
     generator = np.random.default_rng(0)
     sharp = scipy.ndimage.gaussian_filter(generator.random((90, 90)), 1.0).astype(np.float32)
@@ -96,6 +96,7 @@ def test_an_untrained_network_undoes_a_true_convolution():
     assert error(restored) < 0.3 * error(blurry) < error(turned)
 
 
+@pytest.mark.slow
 def test_convolutions_written_out_for_loops_change_nothing():
     image, kernel = jax.random.uniform(jax.random.key(0), (21, 26)), _kernel(5, 3)
     params = _params(SMALL, scale=0.1)
