@@ -499,7 +499,9 @@ def _deconvolve(case: Case, scores: Mapping[str, float], progress: Progress | No
         )
         return order[0], "input", scene.blurry
     if case.finds_no_blur(name):
-        case.warnings.append("next to no blur was found, so the image is nearly as it was; --region may find some")
+        case.warnings.append(
+            "next to no blur was found, so the image is nearly as it was; if it is blurred, give a --region with clear edges"
+        )
     # Where the method was chosen here, these were looked at already.
     looks = scene.config.final in finish.METHODS and method != "saturated"
     if looks and is_unexplained(_misfit(scene, restored, case.restoring_kernel(name)), noise_std=scene.noise_std):
